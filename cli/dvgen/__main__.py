@@ -1,0 +1,6 @@
+"""`python -m dvgen`."""
+
+from dvgen.main import run
+
+if __name__ == "__main__":
+    run()

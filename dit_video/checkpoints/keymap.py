@@ -1,0 +1,76 @@
+"""Key tables: how tensor names of one layout map to ours, in both directions, exactly one row per key.
+
+A row is a pair of names with slots: `Row("blocks.{i}.self_attn.q.{p}", "blocks.{i}.attn1.to_q.{p}")`. `{i}` (and `{j}`, `{k}`) match a whole
+number, `{p}` matches `weight` or `bias`. A table is checked by a test that every name of a full-size model is covered.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+from dit_video.errors import CheckpointError
+
+_SLOTS = {"i": r"\d+", "j": r"\d+", "k": r"\d+", "p": r"weight|bias"}
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    parts = re.split(r"\{(\w)\}", template)
+    text = "".join(re.escape(part) if n % 2 == 0 else f"(?P<{part}>{_SLOTS[part]})" for n, part in enumerate(parts))
+    return re.compile(text + r"\Z")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: our name and theirs, with the same slots."""
+
+    ours: str
+    theirs: str
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A naming: a fingerprint (a name that only this layout has) and its rows."""
+
+    name: str
+    fingerprint: str
+    rows: tuple[Row, ...]
+
+    @cached_property
+    def _to_ours(self) -> list[tuple[re.Pattern[str], str]]:
+        return [(_pattern(row.theirs), row.ours) for row in self.rows]
+
+    @cached_property
+    def _to_theirs(self) -> list[tuple[re.Pattern[str], str]]:
+        return [(_pattern(row.ours), row.theirs) for row in self.rows]
+
+    def to_ours(self, name: str) -> str:
+        """Our name for one of theirs. Raises CheckpointError unless exactly one row matches."""
+        return _translate(name, self._to_ours, self.name)
+
+    def to_theirs(self, name: str) -> str:
+        """Their name for one of ours. Raises CheckpointError unless exactly one row matches."""
+        return _translate(name, self._to_theirs, self.name)
+
+
+def _translate(name: str, table: list[tuple[re.Pattern[str], str]], layout: str) -> str:
+    hits = [(match, target) for pattern, target in table if (match := pattern.match(name))]
+    if len(hits) != 1:
+        raise CheckpointError(f"tensor {name!r}: {len(hits)} rows of the {layout} layout match it; there must be exactly one.")
+    match, target = hits[0]
+    return target.format(**match.groupdict())
+
+
+def identity(prefixes: Iterable[str]) -> tuple[Row, ...]:
+    """Rows for names that are the same in both namings."""
+    return tuple(Row(prefix, prefix) for prefix in prefixes)
+
+
+def detect(names: Iterable[str], layouts: Iterable[Layout]) -> Layout:
+    """The one layout whose fingerprint is among `names`. Raises CheckpointError when none or several are."""
+    present, known = set(names), list(layouts)
+    found = [layout for layout in known if layout.fingerprint in present]
+    if len(found) != 1:
+        kinds = ", ".join(layout.name for layout in known)
+        raise CheckpointError(f"these tensors match {len(found)} known layouts; exactly one of these must match: {kinds}.")
+    return found[0]

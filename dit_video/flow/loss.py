@@ -1,0 +1,50 @@
+"""Training targets of flow matching: which noise levels are drawn, and the loss (Esser et al., arXiv 2403.03206)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
+    """Move noise levels towards 1: s * sigma / (1 + (s - 1) * sigma) (arXiv 2403.03206, equation 23)."""
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def sample_sigmas(count: int, *, mean: float, std: float, shift: float, generator: torch.Generator) -> Tensor:
+    """`count` noise levels in (0, 1), logit-normal(mean, std) and then shifted (arXiv 2403.03206, section 3.1).
+
+    The draws are stratified: one in each of `count` equal slices of the distribution, in random order, so that every batch covers all
+    levels (the low-discrepancy sampling of Variational Diffusion Models, arXiv 2107.00630, appendix I.1).
+    """
+    order = torch.randperm(count, generator=generator)
+    uniform = (order + torch.rand(count, generator=generator)) / count
+    normal = torch.special.ndtri(uniform.double().clamp(1e-6, 1 - 1e-6))
+    return shift_sigma(torch.sigmoid(mean + std * normal), shift).float()
+
+
+def add_noise(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """x_sigma = (1 - sigma) x0 + sigma eps for latents (C, T, H, W) with one level per latent frame, sigma (T,)."""
+    s = sigma.to(clean)[None, :, None, None]
+    return torch.lerp(clean, noise, s)
+
+
+def flow_loss(
+    velocity: Sequence[Tensor],
+    clean: Sequence[Tensor],
+    noise: Sequence[Tensor],
+    sigmas: Sequence[Tensor],
+    weights: Sequence[Tensor | None],
+) -> Tensor:
+    """Mean squared error of the velocity eps - x0 over all unknown latents of a pack.
+
+    Shapes per clip: velocity, clean, noise (C, T, H, W); sigmas (T,), where level 0 marks a known frame, which carries no loss; weights None
+    or (T, H, W), a weight per latent position.
+    """
+    total, count = velocity[0].new_zeros(()), velocity[0].new_zeros(())
+    for v, x0, eps, sigma, weight in zip(velocity, clean, noise, sigmas, weights, strict=True):
+        unknown = (sigma > 0).to(v)[:, None, None]
+        mask = unknown.expand(v.shape[1:]) if weight is None else unknown * weight
+        total = total + ((v - (eps - x0)).square().mean(0) * mask).sum()
+        count = count + unknown.sum() * v.shape[2] * v.shape[3]
+    return total / count.clamp_min(1)

@@ -1,0 +1,146 @@
+"""Solvers of the probability-flow ODE: pure functions from noise to latents over a list of noise levels.
+
+x_sigma = alpha x0 + sigma eps with alpha = 1 - sigma. Every solver works on the denoised estimate x0, so each step is
+    x' = (sigma' / sigma) x + (alpha' - alpha sigma' / sigma) x0*,
+with some estimate x0* of the clean latents over the step; the solvers differ only in that estimate. With lambda = log(alpha / sigma), half
+the log-SNR, and h = lambda' - lambda, the second factor is alpha' (1 - e^-h). At sigma' = 0 the step gives x0* itself, exactly.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor
+
+from dit_video.flow.levels import Levels
+
+Denoise = Callable[[Tensor, float, float], Tensor]  # (x, sigma, timestep) -> denoised x0, the shape of x
+OnStep = Callable[[int, int, Tensor, Tensor], None]  # (index, total, x after the step, denoised)
+
+
+class Solver(Protocol):
+    """Integrates from `levels.sigmas[0]` to 0; x of any shape (every operation is elementwise)."""
+
+    def __call__(self, denoise: Denoise, x: Tensor, levels: Levels, *, on_step: OnStep | None = None) -> Tensor: ...
+
+
+def euler(denoise: Denoise, x: Tensor, levels: Levels, *, on_step: OnStep | None = None) -> Tensor:
+    """Euler's method, first order; the same as DDIM (Song et al., arXiv 2010.02502) on the flow path. N evaluations."""
+    sigmas, timesteps = levels.sigmas.tolist(), levels.timesteps.tolist()
+    for i, timestep in enumerate(timesteps):
+        denoised = denoise(x, sigmas[i], timestep)
+        x = _move(x, denoised, sigmas[i], sigmas[i + 1])
+        if on_step:
+            on_step(i, len(timesteps), x, denoised)
+    return x
+
+
+def heun(denoise: Denoise, x: Tensor, levels: Levels, *, on_step: OnStep | None = None) -> Tensor:
+    """Heun's method, second order: Karras et al. (arXiv 2206.00364), algorithm 1, in sigma of the flow. 2N - 1 evaluations.
+
+    The velocity is averaged over both ends of a step; the last step, to sigma 0, is Euler's.
+    """
+    sigmas, timesteps = levels.sigmas.tolist(), levels.timesteps.tolist()
+    for i, timestep in enumerate(timesteps):
+        sigma, sigma_next = sigmas[i], sigmas[i + 1]
+        denoised = denoise(x, sigma, timestep)
+        ahead = _move(x, denoised, sigma, sigma_next)
+        if sigma_next > 0:
+            velocity = (x - denoised) / sigma
+            denoised = denoise(ahead, sigma_next, timesteps[i + 1])
+            velocity_next = (ahead - denoised) / sigma_next
+            ahead = x + (sigma_next - sigma) * 0.5 * (velocity + velocity_next)
+        x = ahead
+        if on_step:
+            on_step(i, len(timesteps), x, denoised)
+    return x
+
+
+def dpmpp_2m(denoise: Denoise, x: Tensor, levels: Levels, *, on_step: OnStep | None = None) -> Tensor:
+    """DPM-Solver++(2M), second-order multistep: Lu et al. (arXiv 2211.01095), algorithm 2. N evaluations.
+
+    First order in the first and the last step, as in diffusers' `DPMSolverMultistepScheduler` (midpoint, final sigma 0) and in
+    Wan's `FlowDPMSolverMultistepScheduler`.
+    """
+    sigmas, timesteps = levels.sigmas.tolist(), levels.timesteps.tolist()
+    previous = None
+    for i, timestep in enumerate(timesteps):
+        denoised = denoise(x, sigmas[i], timestep)
+        estimate = denoised
+        if previous is not None and i + 1 < len(timesteps):
+            estimate = _extrapolated(denoised, previous, *sigmas[i - 1 : i + 2])
+        x = _move(x, estimate, sigmas[i], sigmas[i + 1])
+        previous = denoised
+        if on_step:
+            on_step(i, len(timesteps), x, denoised)
+    return x
+
+
+def unipc(denoise: Denoise, x: Tensor, levels: Levels, *, on_step: OnStep | None = None) -> Tensor:
+    """UniPC-2 with B2(h), data prediction: Zhao et al. (arXiv 2302.04867), algorithms 5 and 6. N evaluations.
+
+    Each evaluation also corrects the step that led to it (UniC), at no further cost; then UniP, which at order 2 is the step of
+    DPM-Solver++(2M), predicts the next. First order in the first and the last step, as in Wan's `FlowUniPCMultistepScheduler` and
+    diffusers' `UniPCMultistepScheduler`.
+    """
+    sigmas, timesteps = levels.sigmas.tolist(), levels.timesteps.tolist()
+    total = len(timesteps)
+    start = x  # the corrected latents that the latest step started from
+    previous: list[Tensor] = []  # the denoised estimates of earlier levels, at most two, the latest last
+    for i, timestep in enumerate(timesteps):
+        denoised = denoise(x, sigmas[i], timestep)
+        if previous:
+            x = _corrected(start, denoised, previous, sigmas[max(i - 2, 0) : i + 1])
+        estimate = denoised
+        if previous and i + 1 < total:
+            estimate = _extrapolated(denoised, previous[-1], *sigmas[i - 1 : i + 2])
+        start, previous = x, [*previous[-1:], denoised]
+        x = _move(x, estimate, sigmas[i], sigmas[i + 1])
+        if on_step:
+            on_step(i, total, x, denoised)
+    return x
+
+
+SOLVERS: dict[str, Solver] = {"euler": euler, "heun": heun, "dpmpp-2m": dpmpp_2m, "unipc": unipc}
+
+
+def _log_snr(sigma: float) -> float:
+    """lambda = log(alpha / sigma), half the log-SNR: -inf for pure noise, +inf for clean latents."""
+    if sigma in (0.0, 1.0):
+        return math.inf if sigma == 0.0 else -math.inf
+    return math.log1p(-sigma) - math.log(sigma)
+
+
+def _move(x: Tensor, estimate: Tensor, sigma: float, sigma_next: float) -> Tensor:
+    """From level sigma to sigma_next with one estimate of x0: the exact solution when the estimate is constant over the step."""
+    if sigma_next == 0.0:
+        return estimate
+    ratio = sigma_next / sigma
+    return ratio * x + (1 - ratio) * estimate
+
+
+def _extrapolated(latest: Tensor, earlier: Tensor, sigma_before: float, sigma: float, sigma_next: float) -> Tensor:
+    """x0 in the middle of the coming step (in lambda), on the line through the latest two estimates."""
+    r = (_log_snr(sigma) - _log_snr(sigma_before)) / (_log_snr(sigma_next) - _log_snr(sigma))
+    return latest + (latest - earlier) / (2 * r)
+
+
+def _corrected(start: Tensor, denoised: Tensor, previous: list[Tensor], sigmas: list[float]) -> Tensor:
+    """UniC: the step from the last but one of `sigmas` to the last, taken again now that `denoised` at its end is known.
+
+    With p earlier estimates D0, D-1 the differences (D - D0) / r at the known levels (r is the distance in h, 1 for the new one) are
+    weighted so that they integrate polynomials of degree p exactly. p = 1 uses 1/2, as UniPC does.
+    """
+    *earlier, sigma, sigma_next = sigmas
+    latest = previous[-1]
+    h = _log_snr(sigma_next) - _log_snr(sigma)
+    if len(previous) == 1:
+        return _move(start, latest + 0.5 * (denoised - latest), sigma, sigma_next)
+    r = (_log_snr(earlier[0]) - _log_snr(sigma)) / h  # below 0
+    b_h = math.expm1(-h)  # B2(h)
+    phi_2 = b_h / -h - 1  # h phi_2(-h), then h phi_3(-h), up to sign
+    phi_3 = phi_2 / -h - 0.5
+    b1, b2 = phi_2 / b_h, 2 * phi_3 / b_h
+    rho = (b1 - b2) / (1 - r)  # the two weights solve  rho + rho' = b1,  r rho + rho' = b2
+    estimate = latest + (rho / r) * (previous[0] - latest) + (b1 - rho) * (denoised - latest)
+    return _move(start, estimate, sigma, sigma_next)

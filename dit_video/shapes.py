@@ -1,0 +1,95 @@
+"""Sizes: the one place that turns pixels and frames into latents and tokens, rounds up, and crops back.
+
+A video of any size is padded up to the model's grid, generated, and cropped and trimmed back, so the file has exactly the
+width, height and number of frames that were asked for.
+"""
+
+from dataclasses import dataclass
+
+from dit_video.errors import UsageError
+
+MIN_SIDE = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoShape:
+    """Pixels of a video: frames, rows, columns."""
+
+    num_frames: int
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}, {self.num_frames} frame{'' if self.num_frames == 1 else 's'}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentShape:
+    """Latents of a video: latent frames, rows, columns."""
+
+    frames: int
+    height: int
+    width: int
+
+
+def round_up(value: int, multiple: int) -> int:
+    """The smallest multiple of `multiple` that is not below `value`."""
+    return -(-value // multiple) * multiple
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """A model's arithmetic: `stride` pixels per latent and `patch` latents per token, each (time, height, width).
+
+    The causal VAE gives the first frame a latent frame of its own, so a clip on the grid has 1 + stride[0] * k frames.
+    """
+
+    stride: tuple[int, int, int] = (4, 8, 8)
+    patch: tuple[int, int, int] = (1, 2, 2)
+
+    def padded(self, video: VideoShape) -> VideoShape:
+        """The smallest shape on the grid that holds `video`."""
+        t, h, w = (s * p for s, p in zip(self.stride, self.patch, strict=True))
+        return VideoShape(
+            num_frames=1 + round_up(video.num_frames - 1, t),
+            height=round_up(video.height, h),
+            width=round_up(video.width, w),
+        )
+
+    def latent(self, video: VideoShape) -> LatentShape:
+        """The latent shape of `video` once padded to the grid."""
+        padded = self.padded(video)
+        return LatentShape(
+            frames=1 + (padded.num_frames - 1) // self.stride[0],
+            height=padded.height // self.stride[1],
+            width=padded.width // self.stride[2],
+        )
+
+    def tokens(self, latent: LatentShape) -> tuple[int, int, int]:
+        """The token grid (time, height, width) of a latent shape."""
+        t, h, w = self.patch
+        return latent.frames // t, latent.height // h, latent.width // w
+
+    def decoded(self, latent: LatentShape) -> VideoShape:
+        """The pixels that the VAE decodes from a latent shape."""
+        return VideoShape(
+            num_frames=1 + (latent.frames - 1) * self.stride[0],
+            height=latent.height * self.stride[1],
+            width=latent.width * self.stride[2],
+        )
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(width, height) from "640x360".
+
+    Raises:
+        UsageError: not two whole numbers joined by an x, or a side under 16.
+    """
+    parts = text.lower().replace("×", "x").split("x")
+    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+        raise UsageError(f"--size {text!r}: must be WIDTHxHEIGHT in whole pixels, for example 640x360.")
+    width, height = (int(part) for part in parts)
+    if min(width, height) < MIN_SIDE:
+        nearest = f"{max(width, MIN_SIDE)}x{max(height, MIN_SIDE)}"
+        raise UsageError(f"--size {text}: each side must be at least {MIN_SIDE} pixels; the nearest is {nearest}.")
+    return width, height

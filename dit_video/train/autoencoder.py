@@ -1,0 +1,166 @@
+"""Training of the causal VAE on the procedural world: reconstruct the pixels from latents that carry noise.
+
+The noise is what makes the latents good to diffuse: the decoder must read a shape from latents with errors like those that a transformer
+leaves, so the encoder spreads what matters over large differences (a channel code; compare the noise in arXiv 2501.09755 and 2304.09479).
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dit_video.models.wan.vae import VAEConfig, WanVAE
+from dit_video.scenes.render import render
+from dit_video.shapes import Grid, VideoShape
+from dit_video.train import distributed
+from dit_video.train.config import AutoencoderArch, AutoencoderConfig
+from dit_video.train.data import object_mask, pad_frames, sample_shape, scene_batch, to_video
+from dit_video.train.loop import Reporter, Run, StepResult, fit
+from dit_video.train.optim import EMA, build_optimizers
+from dit_video.train.seeding import numpy_generator, torch_generator
+from dit_video.train.sheets import save_sheet
+
+STATISTICS_CLIPS = 256
+
+
+def vae_config(arch: AutoencoderArch) -> VAEConfig:
+    """The VAE's configuration while it trains: latents are not normalised yet (mean 0, deviation 1)."""
+    return VAEConfig(**dataclasses.asdict(arch), latents_mean=(0.0,) * arch.z_dim, latents_std=(1.0,) * arch.z_dim)
+
+
+class NoData:
+    """The stream of an autoencoder's run: batches depend on the step alone, so there is no place to save."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing."""
+
+
+def train(config: AutoencoderConfig, *, resume: bool, report: Reporter) -> Path:
+    """Train, resume, and write the finished autoencoder (averaged weights, measured latent statistics) to `config.out`/autoencoder.pt."""
+    rank, world = distributed.start(config.loop.device)
+    if config.loop.threads:
+        torch.set_num_threads(config.loop.threads)
+    folder = Path(config.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(config.loop.seed)
+    vae = WanVAE(vae_config(config.arch))
+    vae.init_weights()
+    if config.init_from:
+        vae.load_state_dict(load_autoencoder(Path(config.init_from)).state_dict())
+    vae.to(config.loop.device)
+    grid = Grid(stride=vae.config.stride)
+    run = Run(
+        folder=folder,
+        config=config.loop,
+        modules={"vae": vae},
+        optimizers=build_optimizers([vae], muon_lr=config.optim.muon_lr, adam_lr=config.optim.adam_lr, weight_decay=config.optim.weight_decay),
+        ema=EMA([vae], decay=config.loop.ema),
+        data=NoData(),
+        rank=rank,
+        world=world,
+    )
+    if resume:
+        run.resume()
+
+    def step(n: int) -> StepResult:
+        shape, video, weights = make_batch(config, grid, numpy_generator(config.loop.seed, rank, n))
+        loss = reconstruction_loss(
+            vae, video.to(config.loop.device), weights.to(config.loop.device), config, torch_generator(config.loop.seed, rank, n)
+        )
+        latent = grid.latent(shape)
+        return StepResult(loss, len(video), len(video) * latent.frames * latent.height * latent.width // 4)
+
+    fit(run, step, lambda path: reconstruction_sheet(vae, path), report)
+    run.ema.swap()
+    if rank == 0:
+        save_autoencoder(with_statistics(vae, config), folder)
+    run.ema.swap()
+    return folder
+
+
+def make_batch(config: AutoencoderConfig, grid: Grid, rng: np.random.Generator) -> tuple[VideoShape, Tensor, Tensor]:
+    """(shape, video (B, 3, T, H, W) in [-1, 1], weights (B, 1, T, H, W)): one native shape, padded to whole latents by its own edge."""
+    shape = sample_shape(rng, config.data)
+    padded = grid.padded(shape)
+    count = max(1, round(config.batch_pixels / (padded.num_frames * padded.height * padded.width)))
+    scenes = scene_batch(rng, shape, min(count, 64))
+    video = to_video(np.stack([pad_frames(render(scene), padded) for scene in scenes]))
+    masks = torch.stack([object_mask(scene, padded) for scene in scenes])[:, None]
+    return shape, video, 1 + (config.object_weight - 1) * masks.float()
+
+
+def reconstruction_loss(vae: WanVAE, video: Tensor, weights: Tensor, config: AutoencoderConfig, generator: torch.Generator) -> Tensor:
+    """Weighted L1 + L2 of the reconstruction from noisy latents, and a weak pull of each channel's deviation towards 1.
+
+    The noise is relative to the channel's own deviation in the batch, so inflating the latents cannot escape it.
+    """
+    with torch.autocast(video.device.type, torch.bfloat16, enabled=config.loop.bf16):
+        mean, _ = vae.encode_moments(video)
+        mean = mean.float()
+        deviation = mean.std(dim=(0, 2, 3, 4), keepdim=True)
+        level = torch.randn(len(mean), 1, 1, 1, 1, generator=generator).abs().to(mean) * config.latent_noise
+        noise = torch.randn(mean.shape, generator=generator).to(mean)
+        error = vae.decode_raw(mean + level * deviation.detach() * noise).float() - video
+    weights = weights / weights.mean()
+    loss = (weights * (error.abs() + error.square())).mean()
+    return loss + 1e-3 * deviation.clamp_min(1e-6).log().square().mean()
+
+
+@torch.no_grad()
+def with_statistics(vae: WanVAE, config: AutoencoderConfig) -> WanVAE:
+    """A copy of `vae` whose config carries the mean and deviation of each latent channel over native training clips."""
+    rng = np.random.default_rng((config.loop.seed, 1))
+    total = torch.zeros(config.arch.z_dim, dtype=torch.float64)
+    squares, count = total.clone(), 0
+    grid, clips = Grid(stride=vae.config.stride), 0
+    while clips < STATISTICS_CLIPS:
+        _, video, _ = make_batch(config, grid, rng)
+        latents = vae.encode_moments(video[:8].to(config.loop.device))[0].double().cpu().transpose(0, 1).flatten(1)
+        total, squares = total + latents.sum(1), squares + latents.square().sum(1)
+        count, clips = count + latents.shape[1], clips + min(8, len(video))
+    mean = total / count
+    std = (squares / count - mean.square()).sqrt()
+    finished = WanVAE(dataclasses.replace(vae.config, latents_mean=tuple(mean.tolist()), latents_std=tuple(std.tolist())))
+    finished.load_state_dict(vae.state_dict())
+    return finished
+
+
+def save_autoencoder(vae: WanVAE, folder: Path) -> None:
+    """Write `autoencoder.pt` (weights) and `autoencoder.json` (geometry and latent statistics)."""
+    torch.save(vae.state_dict(), folder / "autoencoder.pt")
+    (folder / "autoencoder.json").write_text(json.dumps(dataclasses.asdict(vae.config), indent=1))
+
+
+def load_autoencoder(folder: Path) -> WanVAE:
+    """The autoencoder of a training run's folder or of a diffusers folder, in float32."""
+    if (folder / "model_index.json").is_file():
+        from dit_video.models.wan.pipeline import WanCheckpoint
+
+        return WanCheckpoint.open(folder).load_vae(dtype=torch.float32, device="cpu")
+    values = json.loads((folder / "autoencoder.json").read_text())
+    vae = WanVAE(VAEConfig(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}))
+    vae.load_state_dict(torch.load(folder / "autoencoder.pt", weights_only=True))
+    return vae.eval()
+
+
+@torch.no_grad()
+def reconstruction_sheet(vae: WanVAE, path: Path) -> None:
+    """A picture of originals (odd rows) and reconstructions (even rows) of scenes that are held out of training."""
+    rows = []
+    rng = np.random.default_rng(12345)
+    shape = VideoShape(num_frames=17, height=128, width=224)
+    for scene in scene_batch(rng, shape, 6):
+        frames = render(scene)
+        video = to_video(frames[None]).to(next(vae.parameters()).device)
+        decoded = vae.decode_raw(vae.encode_moments(video)[0])[0].clamp(-1, 1)
+        rebuilt = decoded.add(1).mul(127.5).round().byte().permute(1, 2, 3, 0).cpu().numpy()
+        rows += [frames[::4], rebuilt[::4]]
+    save_sheet(path, rows)

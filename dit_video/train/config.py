@@ -1,0 +1,182 @@
+"""Training configurations: TOML files read into frozen dataclasses, strictly (an unknown key is an error that names the nearest known one)."""
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dit_video.errors import UsageError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """How long and how fast to train; every length is in optimiser steps unless it says minutes.
+
+    The learning rate warms up, stays, and falls linearly to zero over the last `decay` steps. A run stops early after `minutes` and can be
+    resumed; it saves its state every `save_minutes` and writes a sample sheet every `sheet_minutes`.
+    """
+
+    steps: int
+    warmup: int = 100
+    decay: int = 0
+    minutes: float = float("inf")
+    save_minutes: float = 5.0
+    sheet_minutes: float = 10.0
+    log_every: int = 20
+    clip_grad: float = 1.0
+    ema: float = 0.999
+    seed: int = 0
+    device: str = "cpu"
+    threads: int = 0
+    """CPU threads of this process; 0 leaves torch's choice."""
+    bf16: bool = True
+    """Matrix products in bfloat16 (weights, their average and the optimisers stay float32)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Learning rates: Muon for the matrices of the transformer's blocks (0 turns it off), AdamW for the rest."""
+
+    adam_lr: float = 1e-3
+    muon_lr: float = 0.0
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseConfig:
+    """A mixture of clips: the share of images, the ranges of the shorter side (pixels) and of the length (frames), and favourite shapes.
+
+    `common` lists shapes as "256x144x24"; a share `common_share` of the clips has one of them.
+    """
+
+    images: float = 0.3
+    short_side: tuple[int, int] = (64, 160)
+    frames: tuple[int, int] = (5, 25)
+    max_pixels: int = 1_500_000
+    common: tuple[str, ...] = ()
+    common_share: float = 0.0
+    first_shard: int = 0
+    """The phase begins with this shard of the data (shards count up as training goes on)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderArch:
+    """Geometry of the causal VAE to train from scratch: see `models.wan.vae.VAEConfig`."""
+
+    dim: int = 32
+    decoder_dim: int = 32
+    z_dim: int = 32
+    dim_mult: tuple[int, ...] = (1, 2, 2)
+    temporal_downsample: tuple[bool, ...] = (True, True)
+    num_res_blocks: int = 1
+    residual: bool = True
+    patch: int = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig:
+    """Everything `dvgen train autoencoder` reads."""
+
+    out: str
+    arch: AutoencoderArch = field(default_factory=AutoencoderArch)
+    loop: LoopConfig
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    data: PhaseConfig = field(default_factory=PhaseConfig)
+    batch_pixels: int = 600_000
+    """Pixels times frames in a step."""
+    latent_noise: float = 0.25
+    """Standard deviation of the noise put on the latents while training, relative to each channel's own; drawn per clip as |N(0, 1)| times this."""
+    object_weight: float = 4.0
+    """Weight of the pixels in and around the objects, relative to the background."""
+    init_from: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiTArch:
+    """Geometry of the diffusion transformer and its text encoder to train from scratch."""
+
+    dim: int = 256
+    num_heads: int = 4
+    ffn_dim: int = 1024
+    num_layers: int = 10
+    text_dim: int = 128
+    text_layers: int = 2
+    text_heads: int = 4
+    text_ffn: int = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiTTrainConfig:
+    """Everything `dvgen train dit` reads."""
+
+    out: str
+    autoencoder: str
+    """A folder with the trained autoencoder: a run of `dvgen train autoencoder`, or a diffusers folder."""
+    arch: DiTArch = field(default_factory=DiTArch)
+    loop: LoopConfig
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    phase: tuple[PhaseConfig, ...] = (PhaseConfig(),)
+    shard_clips: int = 2048
+    window: int = 8
+    """Shards that are in use at a time: each clip is seen this often, with new noise and another wording each time."""
+    pack_tokens: int = 3072
+    level_mean: float = 0.0
+    level_std: float = 1.0
+    shift: float = 1.5
+    caption_dropout: float = 0.1
+    known_share: float = 0.15
+    """Share of the videos in which some latent frames are known (first, last, both, or a random subset, at level 0)."""
+    object_weight: float = 1.0
+    """Loss weight of the patches that hold an object, at noise levels low enough that their place is known; 1 weighs all alike."""
+    init_from: str = ""
+
+
+def load_config(path: Path, kind: type[T]) -> T:
+    """Read a TOML file into the dataclass `kind`.
+
+    Raises:
+        UsageError: missing file, TOML syntax, unknown or missing key, or a value of the wrong type.
+    """
+    try:
+        with path.open("rb") as file:
+            values = tomllib.load(file)
+    except OSError as error:
+        raise UsageError(f"config {path}: cannot be read ({error.strerror}).") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"config {path}: not valid TOML: {error}.") from None
+    return _build(kind, values, str(path))
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        if not isinstance(value, dict):
+            raise UsageError(f"{where}: must be a table, not {value!r}.")
+        hints = typing.get_type_hints(kind)
+        for key in value:
+            if key not in hints:
+                near = difflib.get_close_matches(key, hints, n=1, cutoff=0.0)[0]
+                raise UsageError(f"{where}: unknown key {key!r}; the nearest known one is {near!r}.")
+        for item in dataclasses.fields(kind):
+            required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+            if required and item.name not in value:
+                raise UsageError(f"{where}: the key {item.name!r} is required.")
+        return kind(**{key: _build(hints[key], item, f"{where}: {key}") for key, item in value.items()})
+    if typing.get_origin(kind) is tuple:
+        inner = typing.get_args(kind)
+        if not isinstance(value, list):
+            raise UsageError(f"{where}: must be a list, not {value!r}.")
+        kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else list(inner)
+        if len(kinds) != len(value):
+            raise UsageError(f"{where}: must have {len(kinds)} values, not {len(value)}.")
+        return tuple(_build(each, item, where) for each, item in zip(kinds, value, strict=True))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(kind, types.UnionType) or not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise UsageError(f"{where}: must be of type {getattr(kind, '__name__', kind)}, not {value!r}.")
+    return value

@@ -1,0 +1,207 @@
+"""Training data from the procedural world: shapes drawn natively, scenes rendered, clips encoded once and cached, packs filled greedily."""
+
+import math
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dit_video.errors import UsageError
+from dit_video.scenes.captions import caption
+from dit_video.scenes.render import boxes, render
+from dit_video.scenes.world import Scene, sample_scene
+from dit_video.shapes import Grid, VideoShape
+from dit_video.train.config import PhaseConfig
+from dit_video.train.packing import pack_greedily
+
+# Aspect ratios from portrait phone to cinema.
+NARROWEST, WIDEST = 9 / 16, 21 / 9
+CAPTIONS_PER_CLIP = 4
+GROUP = 16  # clips of one shape that are rendered and encoded together
+
+
+@dataclass(frozen=True)
+class Example:
+    """A clip as the trainer sees it: latents (C, T, H, W) in float16, wordings, and where its objects are (T, H, W) bool."""
+
+    latents: Tensor
+    captions: tuple[str, ...]
+    objects: Tensor
+
+
+def sample_shape(rng: np.random.Generator, phase: PhaseConfig) -> VideoShape:
+    """A native size and length from a phase's mixture."""
+    if phase.common and rng.random() < phase.common_share:
+        return parse_shape(phase.common[rng.integers(len(phase.common))])
+    low, high = phase.short_side
+    short = math.exp(rng.uniform(math.log(low), math.log(high)))
+    ratio = math.exp(rng.uniform(math.log(NARROWEST), math.log(WIDEST)))
+    width, height = (short * ratio, short) if ratio >= 1 else (short, short / ratio)
+    frames = 1 if rng.random() < phase.images else int(rng.integers(phase.frames[0], phase.frames[1] + 1))
+    shrink = min(1.0, math.sqrt(phase.max_pixels / (width * height * frames)))
+    return VideoShape(num_frames=frames, height=max(32, round(height * shrink)), width=max(32, round(width * shrink)))
+
+
+def parse_shape(text: str) -> VideoShape:
+    """The shape of "256x144x24": width, height, frames.
+
+    Raises:
+        UsageError: not three whole numbers joined by x.
+    """
+    match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text)
+    if not match:
+        raise UsageError(f"shape {text!r}: must be WIDTHxHEIGHTxFRAMES, for example 256x144x24.")
+    width, height, frames = (int(part) for part in match.groups())
+    return VideoShape(num_frames=frames, height=height, width=width)
+
+
+def pad_frames(frames: np.ndarray, target: VideoShape) -> np.ndarray:
+    """Pad (T, H, W, 3) at the end, the bottom and the right by repeating the edge, up to `target`: nothing is cropped or resized."""
+    t, h, w = frames.shape[:3]
+    return np.pad(frames, ((0, target.num_frames - t), (0, target.height - h), (0, target.width - w), (0, 0)), mode="edge")
+
+
+def to_video(frames: np.ndarray, device: str = "cpu") -> Tensor:
+    """uint8 (B, T, H, W, 3) -> float32 (B, 3, T, H, W) in [-1, 1]."""
+    return torch.from_numpy(frames).to(device).permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1)
+
+
+def object_mask(scene: Scene, shape: VideoShape, stride: tuple[int, int, int] = (1, 1, 1)) -> Tensor:
+    """Cells (T, H, W) of a grid with `stride` over `shape` (its padded pixels) that an object's box touches, as bool."""
+    per_frame = boxes(scene)  # frames, objects, (top, left, bottom, right)
+    t, h, w = stride
+    cells = torch.zeros(1 + (shape.num_frames - 1) // t, shape.height // h, shape.width // w, dtype=torch.bool)
+    for frame in range(shape.num_frames):
+        for top, left, bottom, right in per_frame[min(frame, len(per_frame) - 1)]:
+            cells[-(-frame // t), top // h : -(-bottom // h), left // w : -(-right // w)] = True
+    return cells
+
+
+def scene_batch(rng: np.random.Generator, shape: VideoShape, count: int) -> list[Scene]:
+    """`count` scenes of one shape; combinations that are held out never occur."""
+    return [sample_scene(rng, num_frames=shape.num_frames, size=(shape.width, shape.height)) for _ in range(count)]
+
+
+class SceneShards:
+    """Shards of encoded scenes, made on demand and kept in a folder; shard n of a seed is always the same.
+
+    Args:
+        encode: (B, 3, T, H, W) in [-1, 1] on the grid -> normalised latents (B, C, t, h, w).
+        fingerprint: names the encoder, so that another encoder's cache is never used.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        phases: Sequence[PhaseConfig],
+        grid: Grid,
+        encode: Callable[[Tensor], Tensor],
+        *,
+        clips: int,
+        seed: tuple[int, ...],
+        fingerprint: str,
+    ):
+        self.folder, self.phases, self.grid, self.encode = folder, phases, grid, encode
+        self.clips, self.seed, self.fingerprint = clips, seed, fingerprint
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def load(self, index: int) -> list[Example]:
+        """The examples of shard `index`, from the cache or made now."""
+        path = self.folder / f"shard-{index:05d}.pt"
+        if path.is_file():
+            saved = torch.load(path, weights_only=True)
+            if saved["fingerprint"] == self.fingerprint:
+                return [Example(*fields) for fields in saved["examples"]]
+        examples = self._make(index)
+        temporary = path.with_suffix(f".tmp{os.getpid()}")
+        torch.save(
+            {"fingerprint": self.fingerprint, "examples": [(e.latents, e.captions, e.objects) for e in examples]}, temporary
+        )
+        os.replace(temporary, path)
+        return examples
+
+    def forget(self, index: int) -> None:
+        """Remove a shard that is no longer needed from the cache."""
+        (self.folder / f"shard-{index:05d}.pt").unlink(missing_ok=True)
+
+    def _make(self, index: int) -> list[Example]:
+        phase = [p for p in self.phases if p.first_shard <= index][-1]
+        rng = np.random.default_rng((*self.seed, index))
+        examples: list[Example] = []
+        while len(examples) < self.clips:
+            shape = sample_shape(rng, phase)
+            padded = self.grid.padded(shape)
+            scenes = scene_batch(rng, shape, min(GROUP, self.clips - len(examples)))
+            frames = np.stack([pad_frames(render(scene), padded) for scene in scenes])
+            latents = self.encode(to_video(frames)).half().cpu()
+            for scene, clip in zip(scenes, latents, strict=True):
+                wordings = tuple(caption(scene, rng) for _ in range(CAPTIONS_PER_CLIP))
+                examples.append(Example(clip.clone(), wordings, object_mask(scene, padded, self.grid.stride)))
+        return examples
+
+
+class PackStream:
+    """An endless stream of packs: rounds over a window of shards that moves on by one shard a round.
+
+    Every clip is seen once a round and so `window` times in all. The place in the stream is (round, pack), which is all that resuming needs.
+    """
+
+    def __init__(self, shards: SceneShards, *, window: int, pack_tokens: int, seed: tuple[int, ...]):
+        self.shards, self.window, self.pack_tokens, self.seed = shards, window, pack_tokens, seed
+        self.round, self.place = 0, 0
+        self.live: dict[int, list[Example]] = {}
+        self.packs: tuple[tuple[int, ...], ...] = ()
+        self.examples: list[Example] = []
+        self.padding = 0.0
+
+    def next(self) -> list[Example]:
+        """The clips of the next pack, longest first."""
+        if not self.packs:
+            self._begin_round()
+        if self.place == len(self.packs):
+            self.round, self.place = self.round + 1, 0
+            self._begin_round()
+        pack = [self.examples[i] for i in self.packs[self.place]]
+        self.place += 1
+        return pack
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the stream."""
+        return {"round": self.round, "place": self.place}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a place in the stream."""
+        self.round, self.place = state["round"], state["place"]
+        self._begin_round()
+
+    def tokens(self, example: Example) -> int:
+        """How many tokens a clip becomes."""
+        t, h, w = self.shards.grid.patch
+        frames, rows, columns = example.latents.shape[1:]
+        return (frames // t) * (rows // h) * (columns // w)
+
+    def _begin_round(self) -> None:
+        wanted = range(max(0, self.round - self.window + 1), self.round + 1)
+        for index in [i for i in self.live if i not in wanted]:
+            del self.live[index]
+            self.shards.forget(index)
+        for index in wanted:
+            if index not in self.live:
+                self.live[index] = self.shards.load(index)
+        rng = np.random.default_rng((*self.seed, self.round))
+        clips = [example for index in wanted for example in self.live[index]]
+        self.examples = [clips[i] for i in rng.permutation(len(clips))]
+        # Packed in chunks, so that every pack mixes sizes and kinds as the whole does.
+        packs: list[tuple[int, ...]] = []
+        chunk = 1024
+        for start in range(0, len(self.examples), chunk):
+            packed = pack_greedily([self.tokens(e) for e in self.examples[start : start + chunk]], self.pack_tokens)
+            packs += [tuple(start + i for i in pack) for pack in packed.packs]
+            self.padding = packed.padding
+        self.packs = tuple(packs[i] for i in rng.permutation(len(packs)))

@@ -1,0 +1,241 @@
+"""Training of the diffusion transformer and its text encoder: flow matching on packed clips of native shapes."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dit_video.errors import UsageError
+from dit_video.flow.levels import flow_levels
+from dit_video.flow.loss import add_noise, flow_loss, sample_sigmas
+from dit_video.flow.solvers import SOLVERS
+from dit_video.models.wan.dit import DiTConfig, WanDiT
+from dit_video.models.wan.vae import WanVAE
+from dit_video.scenes.captions import words
+from dit_video.shapes import Grid, VideoShape
+from dit_video.text.vocabulary import build_umt5, build_word_tokenizer, embed_batch
+from dit_video.train import distributed
+from dit_video.train.autoencoder import load_autoencoder
+from dit_video.train.config import DiTArch, DiTTrainConfig
+from dit_video.train.data import Example, PackStream, SceneShards
+from dit_video.train.loop import Reporter, Run, StepResult, fit
+from dit_video.train.optim import EMA, build_optimizers
+from dit_video.train.seeding import numpy_generator, torch_generator
+from dit_video.train.sheets import save_sheet
+
+SHEET_PROMPTS = (
+    "a red ball moving right on a white background",
+    "a blue square moving up on a yellow background",
+    "a green star spinning on a black background",
+    "a purple triangle growing on a gray background",
+    "an orange ball bouncing on a white background",
+    "a white star circling clockwise on a blue background",
+)
+# Noise levels between which the loss weight of objects fades out: above, where an object is cannot be seen in the noisy latents, and a
+# weight that depends on it would bias the prediction towards objects.
+FOCUS_FULL, FOCUS_NONE = 0.6, 0.85
+
+
+@dataclass
+class Models:
+    """What a DiT run trains, and what it needs beside it."""
+
+    dit: WanDiT
+    text: nn.Module
+    tokenizer: object
+    vae: WanVAE
+    grid: Grid
+
+
+def dit_config(arch: DiTArch, z_dim: int) -> DiTConfig:
+    """The transformer's configuration for latents of `z_dim` channels."""
+    return DiTConfig(
+        in_dim=z_dim,
+        out_dim=z_dim,
+        dim=arch.dim,
+        ffn_dim=arch.ffn_dim,
+        num_heads=arch.num_heads,
+        num_layers=arch.num_layers,
+        text_dim=arch.text_dim,
+    )
+
+
+def build(config: DiTTrainConfig) -> Models:
+    """Fresh models (seeded), or those of `init_from`, a diffusers folder of the same architecture."""
+    vae = load_autoencoder(Path(config.autoencoder)).requires_grad_(False)
+    torch.manual_seed(config.loop.seed)
+    arch = config.arch
+    dit = WanDiT(dit_config(arch, vae.config.z_dim))
+    dit.init_weights()
+    tokenizer = build_word_tokenizer(words())
+    text = build_umt5(
+        vocab_size=tokenizer.get_vocab_size(),
+        d_model=arch.text_dim,
+        layers=arch.text_layers,
+        heads=arch.text_heads,
+        d_kv=arch.text_dim // arch.text_heads,
+        d_ff=arch.text_ffn,
+    )
+    if config.init_from:
+        from dit_video.models.wan.pipeline import WanCheckpoint
+
+        checkpoint = WanCheckpoint.open(Path(config.init_from))
+        dit.load_state_dict(checkpoint.load_dit(dtype=torch.float32, device="cpu").state_dict())
+        text.load_state_dict(checkpoint.load_text(dtype=torch.float32, device="cpu").module.state_dict())
+    device = config.loop.device
+    return Models(dit.to(device), text.to(device), tokenizer, vae.to(device), Grid(stride=vae.config.stride, patch=dit.config.patch))
+
+
+def train(config: DiTTrainConfig, *, resume: bool, report: Reporter) -> Path:
+    """Train or resume a run in `config.out`; its checkpoint.pt holds everything, `export` makes a diffusers folder of it."""
+    rank, world = distributed.start(config.loop.device)
+    if config.loop.threads:
+        torch.set_num_threads(config.loop.threads)
+    folder = Path(config.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    run, models, stream = prepare(config, rank, world)
+    if resume:
+        run.resume()
+
+    def step(n: int) -> StepResult:
+        pack = stream.next()
+        loss = pack_loss(models, pack, config, numpy_generator(config.loop.seed, rank, n), torch_generator(config.loop.seed, rank, n))
+        return StepResult(loss, len(pack), sum(stream.tokens(example) for example in pack))
+
+    fit(run, step, lambda path: sample_sheet(models, path), report)
+    distributed.stop()
+    return folder
+
+
+def prepare(config: DiTTrainConfig, rank: int = 0, world: int = 1) -> tuple[Run, Models, PackStream]:
+    """The models, the data and the state of a run, before its first step."""
+    models = build(config)
+    device = config.loop.device
+
+    @torch.no_grad()
+    def encode(video: Tensor) -> Tensor:
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.loop.bf16):
+            return models.vae.encode(video.to(device)).float()
+
+    if not config.phase or config.phase[0].first_shard != 0:
+        raise UsageError("config: the first [[phase]] must have first_shard = 0.")
+    shards = SceneShards(
+        Path(config.out) / f"cache-{rank}",
+        config.phase,
+        models.grid,
+        encode,
+        clips=config.shard_clips,
+        seed=(config.loop.seed, rank),
+        fingerprint=fingerprint(models.vae),
+    )
+    stream = PackStream(shards, window=config.window, pack_tokens=config.pack_tokens, seed=(config.loop.seed, rank, 7))
+    trained = [models.dit, models.text]
+    run = Run(
+        folder=Path(config.out),
+        config=config.loop,
+        modules={"dit": models.dit, "text": models.text},
+        optimizers=build_optimizers(
+            trained, muon_lr=config.optim.muon_lr, adam_lr=config.optim.adam_lr, weight_decay=config.optim.weight_decay
+        ),
+        ema=EMA(trained, decay=config.loop.ema),
+        data=stream,
+        rank=rank,
+        world=world,
+    )
+    return run, models, stream
+
+
+def fingerprint(vae: WanVAE) -> str:
+    """A name for an autoencoder's weights and statistics, so that cached latents of another one are never used."""
+    digest = hashlib.sha256(repr(vae.config).encode())
+    for tensor in vae.state_dict().values():
+        digest.update(tensor.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def pack_loss(models: Models, pack: Sequence[Example], config: DiTTrainConfig, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+    """The flow-matching loss of one pack: a wording, a noise level and, for some videos, known frames are drawn for each clip."""
+    device = config.loop.device
+    clean = [example.latents.to(device).float() for example in pack]
+    noise = [torch.randn(x.shape, generator=generator).to(device) for x in clean]
+    levels = sample_sigmas(len(pack), mean=config.level_mean, std=config.level_std, shift=config.shift, generator=generator)
+    sigmas = [_with_known_frames(level, x.shape[1], config.known_share, rng) for level, x in zip(levels, clean, strict=True)]
+    noisy = [add_noise(x, eps, sigma) for x, eps, sigma in zip(clean, noise, sigmas, strict=True)]
+    weights = [_object_weights(e.objects.to(device), s, config.object_weight) for e, s in zip(pack, sigmas, strict=True)]
+
+    captions = ["" if rng.random() < config.caption_dropout else e.captions[rng.integers(len(e.captions))] for e in pack]
+    distinct = sorted(set(captions))
+    embeds = embed_batch(models.text, [models.tokenizer.encode(text).ids for text in distinct])  # type: ignore[attr-defined]
+    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.loop.bf16):
+        text = models.dit.encode_text(embeds)
+        velocity = models.dit(noisy, [s * 1000 for s in sigmas], text, [distinct.index(c) for c in captions])
+    return flow_loss([v.float() for v in velocity], clean, noise, sigmas, weights)
+
+
+def _with_known_frames(level: Tensor, frames: int, share: float, rng: np.random.Generator) -> Tensor:
+    """Levels (frames,) of one clip: all `level`, or, for a share of the videos, with known frames at level 0."""
+    sigma = level.repeat(frames)
+    if frames == 1 or rng.random() >= share:
+        return sigma
+    kind = rng.integers(4)
+    if kind in (0, 2):
+        sigma[0] = 0.0
+    if kind in (1, 2):
+        sigma[-1] = 0.0
+    if kind == 3:
+        known = rng.random(frames) < rng.random()
+        known[rng.integers(frames)] = False
+        sigma[torch.from_numpy(known)] = 0.0
+    return level.repeat(frames) if not bool((sigma > 0).any()) else sigma
+
+
+def _object_weights(objects: Tensor, sigma: Tensor, weight: float) -> Tensor | None:
+    """Loss weights (T, H, W): `weight` on patches with an object at low noise, 1 elsewhere and at high noise."""
+    if weight == 1.0:
+        return None
+    fade = ((FOCUS_NONE - sigma.max()) / (FOCUS_NONE - FOCUS_FULL)).clamp(0, 1).to(objects.device)
+    return 1 + (weight - 1) * fade * objects
+
+
+@torch.no_grad()
+def sample_prompts(
+    models: Models, prompts: Sequence[str], shape: VideoShape, *, steps: int = 16, guidance: float = 4.0, shift: float = 3.0, seed: int = 0
+) -> list[np.ndarray]:
+    """Frames (T, H, W, 3) uint8 for each prompt, all in one pack: the quick look of a training run."""
+    device = next(models.dit.parameters()).device
+    latent = models.grid.latent(shape)
+    embeds = embed_batch(models.text, [models.tokenizer.encode(text).ids for text in ("", *prompts)])  # type: ignore[attr-defined]
+    count = len(prompts)
+    x = torch.stack(
+        [
+            torch.randn(
+                (models.vae.config.z_dim, latent.frames, latent.height, latent.width), generator=torch.Generator().manual_seed(seed + i)
+            )
+            for i in range(count)
+        ]
+    ).to(device)
+    with torch.autocast(device.type, torch.bfloat16):
+        text = models.dit.encode_text(embeds)
+
+        def denoise(x: Tensor, sigma: float, timestep: float) -> Tensor:
+            times = [torch.full((latent.frames,), timestep)] * (2 * count)
+            out = models.dit([*x, *x], times, text, [0] * count + list(range(1, count + 1)))
+            uncond, cond = torch.stack(out[:count]).float(), torch.stack(out[count:]).float()
+            return x - sigma * (uncond + guidance * (cond - uncond))
+
+        x = SOLVERS["euler"](denoise, x, flow_levels(steps, shift=shift, convention="release", solver="euler"))
+        decoded = [models.vae.decode(clip[None])[0].float() for clip in x]
+    return [
+        v.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(1, 2, 3, 0).cpu().numpy()[: shape.num_frames, : shape.height, : shape.width]
+        for v in decoded
+    ]
+
+
+def sample_sheet(models: Models, path: Path) -> None:
+    """A picture of a few prompts at 192x128, 17 frames."""
+    clips = sample_prompts(models, SHEET_PROMPTS, VideoShape(num_frames=17, height=128, width=192))
+    save_sheet(path, [clip[::4] for clip in clips])

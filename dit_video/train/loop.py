@@ -1,0 +1,198 @@
+"""The training loop: step, average, log, save, resume. What a step computes is the caller's."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dit_video.errors import CheckpointError, DvgenError
+from dit_video.train import distributed
+from dit_video.train.config import LoopConfig
+from dit_video.train.optim import EMA
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One step's loss (a scalar with gradients), its clips and its tokens."""
+
+    loss: Tensor
+    clips: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One line of the log: means since the previous line; seconds_left is an estimate."""
+
+    step: int
+    steps: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    clips_per_second: float
+    tokens_per_second: float
+    seconds: float
+    seconds_left: float
+
+
+Reporter = Callable[[Progress], None]
+
+
+class Data(Protocol):
+    """Where a loop's examples come from: any object whose place in the stream can be saved."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass
+class Run:
+    """All that a training run consists of and that a checkpoint must hold."""
+
+    folder: Path
+    config: LoopConfig
+    modules: dict[str, nn.Module]
+    optimizers: Sequence[Optimizer]
+    ema: EMA
+    data: Data
+    step: int = 0
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Every trained parameter."""
+        return [p for module in self.modules.values() for p in module.parameters() if p.requires_grad]
+
+    def save(self) -> None:
+        """Write the whole state to `checkpoint.pt` under a temporary name, then rename it."""
+        if self.rank != 0:
+            return
+        state = {
+            "step": self.step,
+            "modules": {name: module.state_dict() for name, module in self.modules.items()},
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "ema": self.ema.state_dict(),
+            "data": self.data.state_dict(),
+        }
+        path = self.folder / "checkpoint.pt"
+        temporary = path.with_suffix(".tmp")
+        torch.save(state, temporary)
+        os.replace(temporary, path)
+
+    def resume(self) -> None:
+        """Go on from `checkpoint.pt`; every following step is bit for bit what it would have been.
+
+        Raises:
+            CheckpointError: there is none, or it is of another architecture.
+        """
+        path = self.folder / "checkpoint.pt"
+        if not path.is_file():
+            raise CheckpointError(f"{self.folder}: has no checkpoint.pt to resume; run without --resume to start.")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            for name, module in self.modules.items():
+                module.load_state_dict(state["modules"][name])
+        except RuntimeError as error:
+            raise CheckpointError(f"{path}: is not of this config's architecture ({str(error).splitlines()[-1].strip()}).") from None
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            rates = [group["initial_lr"] for group in optimizer.param_groups]  # of this config, which may have been changed
+            optimizer.load_state_dict(saved)
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["initial_lr"] = rate
+        self.ema.load_state_dict(state["ema"])
+        self.data.load_state_dict(state["data"])
+        self.step = state["step"]
+
+
+def learning_rate_factor(step: int, config: LoopConfig) -> float:
+    """1 after a linear warm-up, and a linear fall to zero over the last `decay` steps (warm-up, stable, decay)."""
+    rise = min(1.0, (step + 1) / max(1, config.warmup))
+    left = config.steps - step
+    fall = min(1.0, left / config.decay) if config.decay else 1.0
+    return rise * fall
+
+
+def fit(run: Run, step: Callable[[int], StepResult], sheet: Callable[[Path], None], report: Reporter) -> None:
+    """Train `run` to its last step or its time limit; state, log and sample sheets go to its folder.
+
+    Args:
+        step: computes the loss of step number n; it may use only `run.data` and generators seeded by n, so that a resumed run is identical.
+        sheet: writes a picture of samples made with the averaged weights.
+        report: called every `log_every` steps, and each such line is appended to `log.jsonl`.
+    """
+    config = run.config
+    started = last_log = last_save = last_sheet = time.monotonic()
+    losses: list[float] = []
+    clips = tokens = 0
+    first = run.step
+    while run.step < config.steps:
+        factor = learning_rate_factor(run.step, config)
+        groups = [group for optimizer in run.optimizers for group in optimizer.param_groups]
+        for group in groups:
+            group["lr"] = group["initial_lr"] * factor
+        result = step(run.step)
+        result.loss.backward()
+        distributed.average_gradients(run.parameters, run.world)
+        norm = nn.utils.clip_grad_norm_(run.parameters, config.clip_grad)
+        if not math.isfinite(float(norm)):
+            raise DvgenError(f"step {run.step}: the gradient is not finite; lower the learning rate and resume.")
+        for optimizer in run.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        run.ema.update()
+        run.step += 1
+        losses.append(float(result.loss.detach()))
+        clips, tokens = clips + result.clips, tokens + result.tokens
+        now = time.monotonic()
+        if run.step % config.log_every == 0 or run.step == config.steps:
+            rate = (run.step - first) / (now - started)
+            line = Progress(
+                step=run.step,
+                steps=config.steps,
+                loss=sum(losses) / len(losses),
+                learning_rate=groups[0]["lr"],
+                grad_norm=float(norm),
+                clips_per_second=run.world * clips / (now - last_log),
+                tokens_per_second=run.world * tokens / (now - last_log),
+                seconds=now - started,
+                seconds_left=min((config.steps - run.step) / rate, config.minutes * 60 - (now - started)),
+            )
+            losses, clips, tokens, last_log = [], 0, 0, now
+            _log(run, line, report)
+        expired = distributed.any_process(now - started > config.minutes * 60, run.world) if run.step % 10 == 0 else False
+        if now - last_save > config.save_minutes * 60 or expired:
+            run.save()
+            last_save = time.monotonic()
+        if now - last_sheet > config.sheet_minutes * 60:
+            _sheet(run, sheet)
+            last_sheet = time.monotonic()
+        if expired:
+            break
+    run.save()
+    _sheet(run, sheet)
+
+
+def _log(run: Run, line: Progress, report: Reporter) -> None:
+    if run.rank == 0:
+        with (run.folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps(asdict(line)) + "\n")
+        report(line)
+
+
+def _sheet(run: Run, sheet: Callable[[Path], None]) -> None:
+    if run.rank == 0:
+        run.ema.swap()
+        try:
+            sheet(run.folder / f"sheet-{run.step:06d}.png")
+        finally:
+            run.ema.swap()

@@ -1,0 +1,257 @@
+"""Video files in and out, frame by frame, through the ffmpeg that imageio-ffmpeg carries.
+
+A file appears under its name only when it is whole: frames go to a temporary name in the same folder, which is renamed once
+ffmpeg has said that it wrote everything. Frames are (H, W, 3) uint8 RGB.
+"""
+
+import os
+import re
+import secrets
+import subprocess
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from imageio_ffmpeg import get_ffmpeg_exe
+from numpy.typing import NDArray
+
+from dit_video.errors import MediaError
+
+Frames = NDArray[np.uint8]
+
+SUFFIXES = (".mp4", ".webm", ".gif", ".png")
+MAX_GIF_FPS = 50  # a GIF counts time in hundredths of a second, and viewers slow delays under two of them down
+
+# RGB -> YUV by the matrix that the tags announce. Left to itself swscale converts by bt601, whatever the tags say, and greens
+# and reds come back shifted by up to 15 of 255. setparams writes the tags on the frames, where the encoders look for them.
+_BT709 = (
+    "scale=in_range=pc:out_range=tv:out_color_matrix=bt709:flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp,"
+    "format={pix_fmt},setparams=range=tv:color_primaries=bt709:color_trc=bt709:colorspace=bt709"
+)
+# One palette per frame: a palette for the whole clip would need the whole clip in memory.
+_GIF = "split[a][b];[a]palettegen=stats_mode=single:reserve_transparent=0[p];[b][p]paletteuse=new=1:dither=sierra2_4a"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoInfo:
+    """What a video file holds: pixels, frames counted by decoding them, frames per second, and how they are coded."""
+
+    width: int
+    height: int
+    frames: int
+    fps: float
+    codec: str
+    pix_fmt: str
+    colorspace: str
+
+    @property
+    def seconds(self) -> float:
+        """Playing time."""
+        return self.frames / self.fps
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrittenVideo:
+    """What `write_video` wrote; `note` is a line the user should see, or None."""
+
+    path: Path
+    width: int
+    height: int
+    frames: int
+    fps: float
+    note: str | None = None
+
+
+def check_output(path: Path, *, num_frames: int, fps: float | None = None, overwrite: bool = False) -> None:
+    """Refuses an output that could not be written, before anything heavy is loaded or computed.
+
+    Raises:
+        MediaError: an unknown suffix, several frames for a .png, too many frames per second for a .gif, a missing or
+            read-only folder, or a file that exists when `overwrite` is False.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise MediaError(f"{path}: the file name must end in one of {', '.join(SUFFIXES)}; the usual one is .mp4.")
+    if suffix == ".png" and num_frames != 1:
+        raise MediaError(f"{path}: a .png holds 1 frame, not {num_frames}; use .mp4, .webm or .gif for a video.")
+    if suffix == ".gif" and fps is not None and fps > MAX_GIF_FPS:
+        raise MediaError(f"{path}: a .gif plays at most {MAX_GIF_FPS} frames per second, not {fps:g}; use .mp4 or .webm.")
+    folder = path.parent
+    if not folder.is_dir():
+        raise MediaError(f"{path}: the folder {folder} does not exist; create it first.")
+    if path.is_dir():
+        raise MediaError(f"{path}: this is a folder; name a file in it.")
+    if path.exists() and not overwrite:
+        raise MediaError(f"{path}: the file exists; choose another name or pass --overwrite.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise MediaError(f"{path}: the folder {folder} is not writable; choose another one.")
+
+
+def write_video(path: Path | str, frames: Iterable[Any], *, fps: float, overwrite: bool = False) -> WrittenVideo:
+    """Writes frames as they come to `.mp4` (H.264), `.webm` (VP9), `.gif`, or `.png` for one frame, and keeps only one in memory.
+
+    Args:
+        path: the file; it appears only when it is complete, and nothing is left behind when writing fails or is interrupted.
+        frames: (H, W, 3) or (T, H, W, 3) uint8 RGB arrays, or torch tensors on the CPU, all of one size.
+        fps: frames per second, above 0; it need not be whole.
+
+    Raises:
+        MediaError: an output that `check_output` refuses, no frames at all, or ffmpeg could not write.
+    """
+    path = Path(path)
+    if fps <= 0:
+        raise MediaError(f"{path}: {fps:g} frames per second cannot be played; it must be above 0, for example 24.")
+    check_output(path, num_frames=1, fps=fps, overwrite=overwrite)
+    stream = _single_frames(frames)
+    first = next(stream, None)
+    if first is None:
+        raise MediaError(f"{path}: there are no frames to write; a video has at least 1.")
+    height, width, _ = first.shape
+    rate = Fraction(fps).limit_denominator(1001 * 1000)
+    part = path.with_name(f".dvgen-{os.getpid()}-{secrets.token_hex(4)}.part")
+    coding, note = _coding(path.suffix.lower(), width, height)
+    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(rate), "-i", "pipe:0"]
+    try:
+        with _ffmpeg(path, [*raw, "-an", *coding, "-y", f"file:{part}"], stdin=subprocess.PIPE) as pipe:
+            pipe.write(first.data)
+            count = 1
+            for frame in stream:
+                if path.suffix.lower() == ".png":
+                    check_output(path, num_frames=2, overwrite=True)
+                if frame.shape != first.shape:
+                    raise ValueError(f"frame {count} is {frame.shape}, the first one is {first.shape}")
+                pipe.write(frame.data)
+                count += 1
+        os.replace(part, path)
+    except OSError as error:
+        raise MediaError(f"{path}: could not be written ({error.strerror or error}).") from error
+    finally:
+        part.unlink(missing_ok=True)
+    return WrittenVideo(path=path, width=width, height=height, frames=count, fps=fps, note=note)
+
+
+def read_frames(path: Path | str) -> Iterator[Frames]:
+    """The frames of a video or picture, one at a time: (H, W, 3) uint8 RGB.
+
+    Raises:
+        MediaError: the file is missing, damaged or not a video.
+    """
+    # PPM carries the size before every frame, so nothing has to be known before the first one is decoded.
+    scale = "scale=out_range=pc:flags=bicubic+accurate_rnd+full_chroma_int,format=rgb24"
+    output = ["-vf", scale, "-c:v", "ppm", "-f", "image2pipe", "pipe:1"]
+    with _ffmpeg(Path(path), [*_input(path), *output], stdout=subprocess.PIPE) as pipe:
+        while pipe.readline() == b"P6\n":
+            width, height = map(int, pipe.readline().split())
+            pipe.readline()
+            data = pipe.read(width * height * 3)
+            if len(data) < width * height * 3:
+                break  # ffmpeg stopped inside a frame; its exit status says why
+            yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
+
+
+def read_video(path: Path | str) -> tuple[Frames, float]:
+    """The whole clip, (T, H, W, 3) uint8 RGB, and its frames per second.
+
+    Raises:
+        MediaError: the file is missing, damaged or not a video.
+    """
+    return np.stack(list(read_frames(path))), probe(path).fps
+
+
+def probe(path: Path | str) -> VideoInfo:
+    """Size, frames, rate and coding of a video or picture; every frame is decoded, so the count is what a player shows.
+
+    Raises:
+        MediaError: the file is missing, damaged or not a video.
+    """
+    path = Path(path)
+    log: list[str] = []
+    with _ffmpeg(path, [*_input(path), "-f", "framecrc", "pipe:1"], stdout=subprocess.PIPE, level="info", log=log) as pipe:
+        lines = pipe.read().decode().splitlines()
+    header = dict(re.findall(r"^#(\w+) 0: (.*)$", "\n".join(lines), re.MULTILINE))
+    frames = sum(not line.startswith("#") for line in lines)
+    stream = next(line for line in log if " Video: " in line).split(" Video: ")[1]
+    codec, pix_fmt, tags = re.match(r"(\w+).*?, (\w+)(?:\(([^)]*)\))?", stream).groups()  # type: ignore[union-attr]
+    fps = 1 / Fraction(header["tb"])
+    if codec == "gif":  # its delays are whole hundredths of a second, so a rate such as 24 is kept only on average
+        hours, minutes, seconds = re.search(r"Duration: (\d+):(\d+):([\d.]+)", "\n".join(log)).groups()  # type: ignore[union-attr]
+        fps = frames / (3600 * int(hours) + 60 * int(minutes) + Fraction(seconds))
+    width, height = header["dimensions"].split("x")
+    colorspace = next((tag for tag in (tags or "").split(", ") if tag not in ("tv", "pc", "progressive")), "unknown")
+    return VideoInfo(
+        width=int(width),
+        height=int(height),
+        frames=frames,
+        fps=float(fps),
+        codec=codec,
+        pix_fmt=pix_fmt,
+        colorspace=colorspace,
+    )
+
+
+def _single_frames(frames: Iterable[Any]) -> Iterator[Frames]:
+    """Contiguous (H, W, 3) uint8 frames out of frames and (T, H, W, 3) chunks."""
+    for item in frames:
+        array = np.asarray(item)
+        if array.dtype != np.uint8 or array.ndim not in (3, 4) or array.shape[-1] != 3:
+            raise ValueError(f"frames must be (H, W, 3) or (T, H, W, 3) uint8, not {array.shape} {array.dtype}")
+        yield from map(np.ascontiguousarray, array if array.ndim == 4 else array[None])
+
+
+def _coding(suffix: str, width: int, height: int) -> tuple[list[str], str | None]:
+    """ffmpeg's arguments for a kind of file, and the note that goes with them."""
+    if suffix == ".png":
+        return ["-c:v", "png", "-f", "image2pipe"], None
+    if suffix == ".gif":
+        return ["-vf", _GIF, "-loop", "0", "-f", "gif"], None
+    tags = ["-color_range", "tv", "-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709"]
+    if suffix == ".webm":  # VP9 stores odd sides in 4:2:0 by itself
+        vp9 = ["-c:v", "libvpx-vp9", "-crf", "20", "-b:v", "0", "-cpu-used", "4", "-row-mt", "1"]
+        return ["-vf", _BT709.format(pix_fmt="yuv420p"), *vp9, *tags, "-f", "webm"], None
+    odd = width % 2 or height % 2
+    pix_fmt = "yuv444p" if odd else "yuv420p"
+    h264 = ["-c:v", "libx264", "-crf", "16", "-preset", "medium", "-movflags", "+faststart"]
+    note = f"{width}x{height} has an odd side, so the .mp4 is H.264 4:4:4, which some players cannot show; .webm has no such limit."
+    return ["-vf", _BT709.format(pix_fmt=pix_fmt), *h264, *tags, "-f", "mp4"], note if odd else None
+
+
+def _input(path: Path | str) -> list[str]:
+    """ffmpeg's arguments to read every frame of the first video stream of a file, each once, and to stop at damage."""
+    if not Path(path).is_file():
+        raise MediaError(f"{path}: {'this is a folder, not a video' if Path(path).is_dir() else 'there is no such file'}.")
+    return ["-xerror", "-i", f"file:{path}", "-map", "0:v:0", "-fps_mode", "passthrough"]
+
+
+@contextmanager
+def _ffmpeg(
+    path: Path, arguments: list[str], *, level: str = "error", log: list[str] | None = None, **pipe: int
+) -> Iterator[IO[bytes]]:
+    """Runs ffmpeg with one end of a pipe in our hand; a failure becomes one sentence about `path`, and ffmpeg never outlives us."""
+    command = [get_ffmpeg_exe(), "-nostdin", "-hide_banner", "-v", level, *arguments]
+    # The log goes to a file: nobody reads a second pipe while the first one is busy. A session of its own keeps Ctrl-C from ffmpeg.
+    with (
+        tempfile.TemporaryFile() as messages,
+        subprocess.Popen(command, stderr=messages, start_new_session=True, **pipe) as process,  # type: ignore[call-overload]
+    ):
+        end: IO[bytes] = process.stdin or process.stdout
+        try:
+            yield end
+            end.close()
+        except BrokenPipeError:
+            pass  # ffmpeg has stopped early; its messages below say why
+        except BaseException:
+            process.kill()
+            raise
+        status = process.wait()
+        messages.seek(0)
+        lines = messages.read().decode(errors="replace").strip().splitlines()
+        if status != 0:
+            reason = re.sub(r"^\[[^]]*\] ", "", lines[0] if lines else f"exit status {status}").strip(" .")
+            raise MediaError(f"{path}: ffmpeg cannot {'write' if process.stdin else 'read'} it ({reason}).")
+    if log is not None:
+        log.extend(lines)
