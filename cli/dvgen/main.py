@@ -1,11 +1,14 @@
-"""The `dvgen` command. Nothing heavy is imported here: `dvgen --help` answers at once, and bad input is refused before torch loads."""
+"""The `dvgen` command.
+
+Nothing heavy is imported when it starts: `--help` answers at once, and bad input is refused before torch loads.
+"""
 
 import os
 import sys
 from typing import Annotated, Any
 
-# Waiting OpenMP threads must sleep, not spin: on a shared machine spinning made torch up to 20 times slower. OpenMP reads these
-# when torch is first imported, so they are set before any command runs.
+# Waiting OpenMP threads must sleep, not spin: on a shared machine spinning made torch up to 20 times slower. OpenMP
+# reads these when torch is first imported, so they are set before any command runs.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
@@ -23,25 +26,29 @@ INTERRUPTED = 130  # the shell's convention: 128 + SIGINT
 
 
 class Commands(TyperGroup):
-    """The one place where errors become a sentence on standard error and an exit code: 2 wrong usage, 1 all else, 130 Ctrl-C."""
+    """Where errors become a sentence on standard error and an exit code: 2 wrong usage, 1 anything else, 130 Ctrl-C."""
 
-    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(self, *args: Any, **extra: Any) -> Any:
         """Run a command line and exit with its code."""
         try:
-            code = super().main(*args, standalone_mode=False, **extra)
+            code = super().main(*args, **{**extra, "standalone_mode": False})
             if sys.stdout is not None:
                 sys.stdout.flush()
         except ClickUsageError as error:
-            command = error.ctx.command_path if error.ctx else "dvgen"
-            code = console.fail(f"{error.format_message()} See '{command} --help'.", code=2)
+            code = error.exit_code
+            if message := error.format_message():  # it has none where it has shown the help instead
+                console.fail(f"{message} See '{error.ctx.command_path if error.ctx else 'dvgen'} --help'.")
         except DvgenError as error:
-            code = console.fail(str(error), code=error.exit_code)
-        except BrokenPipeError:
-            code = console.reader_left()
+            code = error.exit_code
+            console.fail(str(error))
+        except BrokenPipeError:  # whoever read our standard output has left: there is nobody to tell
+            code = 1
+            console.discard_output()
         except OSError as error:
-            code = console.fail(str(error), code=1)
+            code = 1
+            console.fail(str(error))
         if code == INTERRUPTED:
-            console.fail("stopped.", code=INTERRUPTED)
+            console.fail("stopped.")
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -64,7 +71,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def main(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     """Text to video in a terminal: a diffusion transformer over spacetime patches."""
 
@@ -78,4 +87,4 @@ app.add_typer(train.app, name="train")
 
 def run() -> None:
     """The console script."""
-    app()
+    app(prog_name="dvgen")

@@ -56,7 +56,9 @@ class Layout:
 def _translate(name: str, table: list[tuple[re.Pattern[str], str]], layout: str) -> str:
     hits = [(match, target) for pattern, target in table if (match := pattern.match(name))]
     if len(hits) != 1:
-        raise CheckpointError(f"tensor {name!r}: {len(hits)} rows of the {layout} layout match it; there must be exactly one.")
+        raise CheckpointError(
+            f"tensor {name!r}: {len(hits)} rows of the {layout} layout match it; there must be exactly one."
+        )
     match, target = hits[0]
     return target.format(**match.groupdict())
 
@@ -72,5 +74,7 @@ def detect(names: Iterable[str], layouts: Iterable[Layout]) -> Layout:
     found = [layout for layout in known if layout.fingerprint in present]
     if len(found) != 1:
         kinds = ", ".join(layout.name for layout in known)
-        raise CheckpointError(f"these tensors match {len(found)} known layouts; exactly one of these must match: {kinds}.")
+        raise CheckpointError(
+            f"these tensors match {len(found)} known layouts; exactly one of these must match: {kinds}."
+        )
     return found[0]

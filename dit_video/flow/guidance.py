@@ -12,10 +12,11 @@ def guided(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
 
 
 def needs_guidance(sigma: float, scale: float, interval: tuple[float, float] | None = None) -> bool:
-    """Whether the unconditional pass is needed at level sigma.
+    """Whether level sigma needs the unconditional pass.
 
-    scale: 1 and below means no guidance, as in diffusers. interval: the lowest and highest sigma that is guided, both included, all when
-    None; Kynkäänniemi et al. (arXiv 2404.07724), whose noise levels s correspond to sigma = s / (1 + s) here.
+    scale: 1 and below means no guidance, as in diffusers.
+    interval: the lowest and the highest sigma that is guided, both included; None guides all. Kynkäänniemi et al.
+        (arXiv 2404.07724), whose noise level s is s / (1 + s) here.
     """
     low, high = interval if interval is not None else (0.0, 1.0)
     return scale > 1 and low <= sigma <= high

@@ -1,16 +1,16 @@
 """Noise levels: which sigmas a solver visits, and which timestep the transformer is told at each.
 
-Every schedule is an even ramp of sigma pushed towards noise by the shift of Esser et al. (arXiv 2403.03206, eq. 23),
-sigma -> shift sigma / (1 + (shift - 1) sigma), and ends in exactly 0. The references differ in where the ramp begins and ends:
+Every schedule is an even ramp of sigma, pushed towards noise by the shift of Esser et al. (arXiv 2403.03206, eq. 23),
+and ends in exactly 0. The references differ in the ends of the ramp and in the timesteps:
 
-| solver        | release (Wan2.1, wan/utils/fm_solvers*.py)        | diffusers (0.42)                                    |
-|---------------|---------------------------------------------------|-----------------------------------------------------|
-| `unipc`       | .999 to 0, integer timesteps                      | 1 to .001, first level 1 - 1e-6, integer timesteps  |
-| `dpmpp-2m`    | 1 to 0, integer timesteps                         | .999 to 0, integer timesteps                        |
-| `euler`/`heun`| not in the release: 1 to 0, timestep 1000 sigma   | 1 to a shifted .001 that is shifted again, end point included, timestep 1000 sigma |
+| solver       | release: Wan2.1, wan/utils/fm_solvers*.py   | diffusers 0.42                                        |
+|--------------|---------------------------------------------|-------------------------------------------------------|
+| unipc        | .999 to 0; integer timesteps                | 1 to .001, the first lowered by 1e-6; integer         |
+| dpmpp-2m     | 1 to 0; integer timesteps                   | .999 to 0; integer timesteps                          |
+| euler, heun  | has none, so ours: 1 to 0; 1000 sigma       | 1 to .001 already shifted, shifted again; 1000 sigma  |
 
-The last value of a ramp is left out and replaced by 0, except for diffusers' Euler and Heun, which keep it and add the 0. Integer
-timesteps are cut, not rounded: the transformer is then told a level up to .001 below the one it is given, as in training.
+The lower end of a ramp gives way to the final 0; diffusers' Euler and Heun keep it and add the 0 after it. Integer
+timesteps are cut, not rounded: the transformer is told a level up to .001 below the true one, and one off is visible.
 """
 
 from collections.abc import Callable
@@ -61,6 +61,10 @@ def flow_levels(steps: int, *, shift: float, convention: str = "release", solver
 
     ramp = _RAMPS[convention, solver](steps, shift)
     sigmas = torch.tensor([*ramp, 0.0], dtype=torch.float64).float()
+    if not (sigmas.diff() < 0).all():
+        raise UsageError(
+            f"--steps {steps} --shift {shift:g}: neighbouring noise levels coincide in float32; take fewer steps."
+        )
     if solver in _INTEGER_TIMESTEPS:  # cut in float64, before the level is rounded to float32
         timesteps = torch.tensor([int(sigma * NUM_TRAIN_TIMESTEPS) for sigma in ramp], dtype=torch.float32)
     else:

@@ -1,9 +1,12 @@
 """Solvers of the probability-flow ODE: pure functions from noise to latents over a list of noise levels.
 
-x_sigma = alpha x0 + sigma eps with alpha = 1 - sigma. Every solver works on the denoised estimate x0, so each step is
-    x' = (sigma' / sigma) x + (alpha' - alpha sigma' / sigma) x0*,
-with some estimate x0* of the clean latents over the step; the solvers differ only in that estimate. With lambda = log(alpha / sigma), half
-the log-SNR, and h = lambda' - lambda, the second factor is alpha' (1 - e^-h). At sigma' = 0 the step gives x0* itself, exactly.
+On the flow path x_sigma = alpha x0 + sigma eps, alpha = 1 - sigma, a step from sigma to sigma' is
+
+    x' = (sigma' / sigma) x + (1 - sigma' / sigma) x0*
+
+with some estimate x0* of the clean latents over the step, and the solvers differ only in that estimate. At sigma' = 0
+the step gives x0* itself, exactly. The papers write the second factor as alpha' (1 - exp(-h)), where h is the growth
+over the step of lambda = log(alpha / sigma), half the log-SNR, in which the higher orders are polynomial.
 """
 
 import math
@@ -36,9 +39,9 @@ def euler(denoise: Denoise, x: Tensor, levels: Levels, *, on_step: OnStep | None
 
 
 def heun(denoise: Denoise, x: Tensor, levels: Levels, *, on_step: OnStep | None = None) -> Tensor:
-    """Heun's method, second order: Karras et al. (arXiv 2206.00364), algorithm 1, in sigma of the flow. 2N - 1 evaluations.
+    """Heun's method, second order: Karras et al. (arXiv 2206.00364), algorithm 1. 2N - 1 evaluations.
 
-    The velocity is averaged over both ends of a step; the last step, to sigma 0, is Euler's.
+    The velocity d x / d sigma is averaged over both ends of a step; the last step, to sigma 0, is Euler's.
     """
     sigmas, timesteps = levels.sigmas.tolist(), levels.timesteps.tolist()
     for i, timestep in enumerate(timesteps):
@@ -59,8 +62,8 @@ def heun(denoise: Denoise, x: Tensor, levels: Levels, *, on_step: OnStep | None 
 def dpmpp_2m(denoise: Denoise, x: Tensor, levels: Levels, *, on_step: OnStep | None = None) -> Tensor:
     """DPM-Solver++(2M), second-order multistep: Lu et al. (arXiv 2211.01095), algorithm 2. N evaluations.
 
-    First order in the first and the last step, as in diffusers' `DPMSolverMultistepScheduler` (midpoint, final sigma 0) and in
-    Wan's `FlowDPMSolverMultistepScheduler`.
+    First order in the first and the last step, as in diffusers' `DPMSolverMultistepScheduler` (midpoint, final sigma 0)
+    and Wan's `FlowDPMSolverMultistepScheduler`.
     """
     sigmas, timesteps = levels.sigmas.tolist(), levels.timesteps.tolist()
     previous = None
@@ -77,11 +80,11 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, levels: Levels, *, on_step: OnStep | N
 
 
 def unipc(denoise: Denoise, x: Tensor, levels: Levels, *, on_step: OnStep | None = None) -> Tensor:
-    """UniPC-2 with B2(h), data prediction: Zhao et al. (arXiv 2302.04867), algorithms 5 and 6. N evaluations.
+    """UniPC-2 with B2(h) and data prediction: Zhao et al. (arXiv 2302.04867), section 3. N evaluations.
 
-    Each evaluation also corrects the step that led to it (UniC), at no further cost; then UniP, which at order 2 is the step of
-    DPM-Solver++(2M), predicts the next. First order in the first and the last step, as in Wan's `FlowUniPCMultistepScheduler` and
-    diffusers' `UniPCMultistepScheduler`.
+    Each evaluation also corrects the step that led to it (UniC), at no further cost; then UniP, which at order 2 is the
+    step of DPM-Solver++(2M), predicts the next. UniP is of first order in the first and the last step, as in Wan's
+    `FlowUniPCMultistepScheduler` and diffusers' `UniPCMultistepScheduler`.
     """
     sigmas, timesteps = levels.sigmas.tolist(), levels.timesteps.tolist()
     total = len(timesteps)
@@ -106,13 +109,13 @@ SOLVERS: dict[str, Solver] = {"euler": euler, "heun": heun, "dpmpp-2m": dpmpp_2m
 
 def _log_snr(sigma: float) -> float:
     """lambda = log(alpha / sigma), half the log-SNR: -inf for pure noise, +inf for clean latents."""
-    if sigma in (0.0, 1.0):
-        return math.inf if sigma == 0.0 else -math.inf
-    return math.log1p(-sigma) - math.log(sigma)
+    if sigma == 0.0:
+        return math.inf
+    return math.log1p(-sigma) - math.log(sigma) if sigma < 1.0 else -math.inf
 
 
 def _move(x: Tensor, estimate: Tensor, sigma: float, sigma_next: float) -> Tensor:
-    """From level sigma to sigma_next with one estimate of x0: the exact solution when the estimate is constant over the step."""
+    """The step from sigma to sigma_next for one estimate of x0: exact if the denoiser is constant over the step."""
     if sigma_next == 0.0:
         return estimate
     ratio = sigma_next / sigma
@@ -126,21 +129,24 @@ def _extrapolated(latest: Tensor, earlier: Tensor, sigma_before: float, sigma: f
 
 
 def _corrected(start: Tensor, denoised: Tensor, previous: list[Tensor], sigmas: list[float]) -> Tensor:
-    """UniC: the step from the last but one of `sigmas` to the last, taken again now that `denoised` at its end is known.
+    """UniC-p: the step between the last two of `sigmas` again, now that `denoised`, the estimate at its end, is known.
 
-    With p earlier estimates D0, D-1 the differences (D - D0) / r at the known levels (r is the distance in h, 1 for the new one) are
-    weighted so that they integrate polynomials of degree p exactly. p = 1 uses 1/2, as UniPC does.
+    start: the latents that the step set out from. previous: the p estimates before `denoised`, the latest at `start`.
+
+    The slopes (D - D_0) / r of the estimate, with r a level's distance from `start` in lambda in units of the step, are
+    weighted by rho, the solution of UniPC's linear system for B2(h) = exp(h) - 1, h negated for data prediction; UniC-1
+    uses 1/2.
     """
-    *earlier, sigma, sigma_next = sigmas
+    *before, sigma, sigma_next = sigmas
     latest = previous[-1]
-    h = _log_snr(sigma_next) - _log_snr(sigma)
     if len(previous) == 1:
         return _move(start, latest + 0.5 * (denoised - latest), sigma, sigma_next)
-    r = (_log_snr(earlier[0]) - _log_snr(sigma)) / h  # below 0
-    b_h = math.expm1(-h)  # B2(h)
-    phi_2 = b_h / -h - 1  # h phi_2(-h), then h phi_3(-h), up to sign
-    phi_3 = phi_2 / -h - 0.5
-    b1, b2 = phi_2 / b_h, 2 * phi_3 / b_h
-    rho = (b1 - b2) / (1 - r)  # the two weights solve  rho + rho' = b1,  r rho + rho' = b2
-    estimate = latest + (rho / r) * (previous[0] - latest) + (b1 - rho) * (denoised - latest)
+    h = _log_snr(sigma_next) - _log_snr(sigma)
+    r = (_log_snr(before[-1]) - _log_snr(sigma)) / h  # below 0; the new level has r = 1
+    b_h = math.expm1(-h)
+    h_phi_2 = b_h / -h - 1
+    h_phi_3 = h_phi_2 / -h - 0.5
+    b_1, b_2 = h_phi_2 / b_h, 2 * h_phi_3 / b_h
+    rho = (b_1 - b_2) / (1 - r)  # rho + rho_new = b_1,  r rho + rho_new = b_2
+    estimate = latest + (rho / r) * (previous[0] - latest) + (b_1 - rho) * (denoised - latest)
     return _move(start, estimate, sigma, sigma_next)

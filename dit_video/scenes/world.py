@@ -1,17 +1,19 @@
-"""The training world: coloured shapes that move over plain backgrounds, in a vocabulary small enough to check by eye or by rule.
+"""The training world: coloured shapes moving over plain backgrounds, few enough to check by eye or by rule.
 
-Timing is relative to the clip, because the model has no frame-rate input: with u = frame / (num_frames - 1) in [0, 1], every motion is a function
-of u alone. A clip of 24 frames and one of 96 show the same motion from beginning to end, the second one sampled four times as finely.
+Timing is relative to the clip, because the model has no frame-rate input: with u = frame / (num_frames - 1) in [0, 1],
+every motion is a function of u alone. A clip of 24 frames and one of 96 show the same motion from beginning to end, the
+second one sampled four times as finely.
 
     moving      a straight line at constant speed, from one end of its path at u = 0 to the other at u = 1
-    circling    one full turn around an ellipse that is as round as the frame allows; the first and the last frame are the same
-    bouncing    two bounces of equal height under gravity (parabolas): at the top for u = 0, 1/2, 1, on the floor for u = 1/4, 3/4
+    circling    one full turn, ending where it began, around an ellipse that is as round as the frame allows
+    bouncing    two bounces under gravity (parabolas): at the top for u = 0, 1/2, 1, on the floor for u = 1/4, 3/4
     growing     the radius changes linearly in u, by a factor of at least 1.6 (shrinking is the same backwards)
-    spinning    a rotation at constant speed, 1/2 to 1 turn in either direction, less in short clips: never more than a quarter of the shape's
-                symmetry (72 degrees for a star) per frame, so that the direction can be told
+    spinning    a rotation at constant speed, 1/2 to 1 turn in either direction; less in short clips: per frame never
+                more than a quarter of the shape's symmetry (72 degrees for a star), so that the direction can be told
     still       nothing changes; the only motion in clips under MIN_MOVING_FRAMES frames, images among them
 
-Lengths are in pixels, x to the right and y down, pixel (0, 0) covering [0, 1] x [0, 1]; angles are in radians, clockwise on the screen.
+Lengths are in pixels, x to the right and y down, pixel (0, 0) covering [0, 1] x [0, 1]; angles are in radians,
+clockwise on the screen.
 """
 
 import math
@@ -65,10 +67,14 @@ SECOND_OBJECT_SHARE = 0.12
 MIN_SIDE, MAX_SIDE = 32, 640
 MIN_ASPECT, MAX_ASPECT = 9 / 16, 21 / 9
 MAX_FRAMES = 97
+IMAGE_SHARE = 0.15
 
 
 def held_out(shape: str, colour: str, motion: str) -> bool:
-    """Whether this combination is kept out of all training: 3 shape + 5 colour + 7 motion is a multiple of 10, lists numbered from 0."""
+    """Whether a combination is kept out of all training: 3 shape + 5 colour + 7 motion is a multiple of 10.
+
+    Each is numbered from 0 in the order of its list. An image counts as still.
+    """
     return (3 * SHAPES.index(shape) + 5 * COLOURS.index(colour) + 7 * MOTIONS.index(motion)) % 10 == 0
 
 
@@ -130,7 +136,11 @@ def bounce_height(u: np.ndarray) -> np.ndarray:
 def sample_size(
     rng: np.random.Generator, *, smallest: int = MIN_SIDE, largest: int = MAX_SIDE, multiple: int = 1
 ) -> tuple[int, int]:
-    """(width, height): both sides in [smallest, largest] and multiples of `multiple`, aspect 9:16 to 21:9, log-uniform in area and aspect."""
+    """(width, height), log-uniform in area and in aspect (9:16 to 21:9); both sides multiples of `multiple` in range.
+
+    Raises:
+        ValueError: smallest or largest is not a multiple of `multiple`, or they leave no size.
+    """
     if not 0 < smallest <= largest or smallest % multiple or largest % multiple:
         raise ValueError(f"no sizes between {smallest} and {largest} in steps of {multiple}")
     while True:
@@ -140,6 +150,11 @@ def sample_size(
         inside = smallest <= min(width, height) and max(width, height) <= largest
         if inside and MIN_ASPECT <= width / height <= MAX_ASPECT:
             return width, height
+
+
+def sample_num_frames(rng: np.random.Generator, *, longest: int = MAX_FRAMES) -> int:
+    """1 for a share of IMAGE_SHARE, otherwise 2 to `longest`, uniform."""
+    return 1 if rng.random() < IMAGE_SHARE or longest < 2 else int(rng.integers(2, longest + 1))
 
 
 def sample_scene(
@@ -152,8 +167,11 @@ def sample_scene(
 ) -> Scene:
     """A random scene of the world.
 
-    num_frames from 1; size = (width, height); objects: 1 or 2, or None for mostly one (always one when held out). With `held_out` the first object is
-    one of the held-out combinations, without it no object is.
+    num_frames from 1; size = (width, height); objects is 1 or 2, or None for mostly one (always one when held out).
+    With `held_out` the first object is one of the held-out combinations and the second is not; without it none is.
+
+    Raises:
+        ValueError: another number of objects.
     """
     if objects is None:
         objects = 2 if not held_out and rng.random() < SECOND_OBJECT_SHARE else 1
@@ -163,7 +181,7 @@ def sample_scene(
     while True:
         first = _sample_object(rng, num_frames, size, wanted=held_out)
         background = _other(rng, BACKGROUNDS, first.colour)
-        found = (first,)
+        found: tuple[SceneObject, ...] = (first,)
         if objects == 2:
             second = _sample_object(rng, num_frames, size, wanted=False)
             if second.colour in (first.colour, background) or _touch(first, second, num_frames):

@@ -13,21 +13,22 @@ from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import WordLevel
 from torch import Tensor
 
+from dit_video.text.encoders import MAX_LENGTH, quiet_transformers
+
 if TYPE_CHECKING:
     from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
 
 PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"  # ids 0, 1, 2, as UMT5's configuration expects of the first two
-MAX_LENGTH = 512
 
 _SEPARATORS = Regex(r"[^\p{L}\p{N}]+")
 
 
 def build_word_tokenizer(words: Sequence[str]) -> Tokenizer:
-    """A tokenizer with one token per word: `<pad>` 0, `</s>` 1, `<unk>` 2, then `words` in order; every text ends in `</s>`.
+    """A tokenizer with one token per word: `<pad>` 0, `</s>` 1, `<unk>` 2, then `words` in order, each once.
 
     Text is lowercased and cut at everything that is neither a letter nor a digit, so punctuation leaves no token and
-    "up-left" reads as "up left"; a hyphenated entry of `words` adds its parts. Longer texts are cut to 512 tokens with
-    `</s>` kept.
+    "up-left" reads as "up left"; a hyphenated entry of `words` adds its parts. Every text ends in `</s>`, also when it
+    is cut to 512 tokens.
     """
     normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     pre_tokenizer = pre_tokenizers.Split(_SEPARATORS, behavior="removed")
@@ -87,7 +88,8 @@ def build_umt5(*, vocab_size: int, d_model: int, layers: int, heads: int, d_kv: 
 
 def save_text_encoder(module: "UMT5EncoderModel", folder: Path) -> None:
     """Writes `config.json` and `model.safetensors`, which `TextEncoder` and diffusers' pipelines open."""
-    module.save_pretrained(folder)
+    with quiet_transformers():
+        module.save_pretrained(folder)
 
 
 def embed_batch(module: "UMT5EncoderModel", ids: Sequence[Sequence[int]]) -> list[Tensor]:

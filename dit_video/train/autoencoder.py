@@ -23,6 +23,7 @@ from dit_video.train.loop import Reporter, Run, StepResult, fit
 from dit_video.train.optim import EMA, build_optimizers
 from dit_video.train.seeding import numpy_generator, torch_generator
 from dit_video.train.sheets import save_sheet
+from dit_video.train.vae_init import initialise
 
 STATISTICS_CLIPS = 256
 
@@ -52,7 +53,7 @@ def train(config: AutoencoderConfig, *, resume: bool, report: Reporter) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.loop.seed)
     vae = WanVAE(vae_config(config.arch))
-    vae.init_weights()
+    initialise(vae, first_look(config))
     if config.init_from:
         vae.load_state_dict(load_autoencoder(Path(config.init_from)).state_dict())
     vae.to(config.loop.device)
@@ -86,6 +87,13 @@ def train(config: AutoencoderConfig, *, resume: bool, report: Reporter) -> Path:
     return folder
 
 
+def first_look(config: AutoencoderConfig) -> Tensor:
+    """Clips (B, 3, T, H, W) of one common shape to fit the start to."""
+    shape = VideoShape(num_frames=9, height=96, width=128)
+    rng = numpy_generator(config.loop.seed, 1 << 20, 0)
+    return to_video(np.stack([render(scene) for scene in scene_batch(rng, shape, 48)]))
+
+
 def make_batch(config: AutoencoderConfig, grid: Grid, rng: np.random.Generator) -> tuple[VideoShape, Tensor, Tensor]:
     """(shape, video (B, 3, T, H, W) in [-1, 1], weights (B, 1, T, H, W)): one native shape, padded to whole latents by its own edge."""
     shape = sample_shape(rng, config.data)
@@ -108,7 +116,7 @@ def reconstruction_loss(vae: WanVAE, video: Tensor, weights: Tensor, config: Aut
         deviation = mean.std(dim=(0, 2, 3, 4), keepdim=True)
         level = torch.randn(len(mean), 1, 1, 1, 1, generator=generator).abs().to(mean) * config.latent_noise
         noise = torch.randn(mean.shape, generator=generator).to(mean)
-        error = vae.decode_raw(mean + level * deviation.detach() * noise).float() - video
+        error = vae.decode(mean + level * deviation.detach() * noise).float() - video
     weights = weights / weights.mean()
     loss = (weights * (error.abs() + error.square())).mean()
     return loss + 1e-3 * deviation.clamp_min(1e-6).log().square().mean()
@@ -160,7 +168,7 @@ def reconstruction_sheet(vae: WanVAE, path: Path) -> None:
     for scene in scene_batch(rng, shape, 6):
         frames = render(scene)
         video = to_video(frames[None]).to(next(vae.parameters()).device)
-        decoded = vae.decode_raw(vae.encode_moments(video)[0])[0].clamp(-1, 1)
+        decoded = vae.decode(vae.encode_moments(video)[0])[0].clamp(-1, 1)
         rebuilt = decoded.add(1).mul(127.5).round().byte().permute(1, 2, 3, 0).cpu().numpy()
         rows += [frames[::4], rebuilt[::4]]
     save_sheet(path, rows)

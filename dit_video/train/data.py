@@ -74,11 +74,11 @@ def to_video(frames: np.ndarray, device: str = "cpu") -> Tensor:
 
 def object_mask(scene: Scene, shape: VideoShape, stride: tuple[int, int, int] = (1, 1, 1)) -> Tensor:
     """Cells (T, H, W) of a grid with `stride` over `shape` (its padded pixels) that an object's box touches, as bool."""
-    per_frame = boxes(scene)  # frames, objects, (top, left, bottom, right)
+    per_frame = boxes(scene)  # frames, objects, (left, top, right, bottom)
     t, h, w = stride
     cells = torch.zeros(1 + (shape.num_frames - 1) // t, shape.height // h, shape.width // w, dtype=torch.bool)
     for frame in range(shape.num_frames):
-        for top, left, bottom, right in per_frame[min(frame, len(per_frame) - 1)]:
+        for left, top, right, bottom in per_frame[min(frame, len(per_frame) - 1)]:
             cells[-(-frame // t), top // h : -(-bottom // h), left // w : -(-right // w)] = True
     return cells
 

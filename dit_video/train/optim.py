@@ -30,7 +30,7 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
 class Muon(Optimizer):
     """Momentum, orthogonalised: W <- W (1 - lr * decay) - lr * sqrt(max(1, rows/columns)) * NewtonSchulz(momentum), Nesterov style.
 
-    Matrices of one shape are orthogonalised together as one batched product. Source: https://kellerjordan.github.io/posts/muon/.
+    A convolution is the matrix (C_out, C_in * taps), with sqrt(rows/columns) as its scale: its input is that much longer. Matrices of one shape are orthogonalised together as one batched product. Source: https://kellerjordan.github.io/posts/muon/.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], *, lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
@@ -45,11 +45,12 @@ class Muon(Optimizer):
                 if parameter.grad is not None:
                     by_shape[parameter.shape].append(parameter)
             for shape, parameters in by_shape.items():
-                directions = orthogonalise(torch.stack([self._momentum(p, group["momentum"]) for p in parameters]))
-                scale = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
+                directions = orthogonalise(torch.stack([self._momentum(p, group["momentum"]).flatten(1) for p in parameters]))
+                rows, columns = directions.shape[1:]
+                scale = group["lr"] * max(1.0 if len(shape) == 2 else 0.0, rows / columns) ** 0.5
                 for parameter, direction in zip(parameters, directions, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(direction.to(parameter), alpha=-scale)
+                    parameter.add_(direction.to(parameter).view_as(parameter), alpha=-scale)
 
     def _momentum(self, parameter: nn.Parameter, momentum: float) -> Tensor:
         state = self.state[parameter]
@@ -59,10 +60,13 @@ class Muon(Optimizer):
         return parameter.grad.lerp(state["momentum"], momentum)
 
 
+MUON_INSIDE = ("blocks.", "encoder.", "decoder.")
+
+
 def build_optimizers(modules: Sequence[nn.Module], *, muon_lr: float, adam_lr: float, weight_decay: float) -> list[Optimizer]:
-    """Muon over the matrices inside the transformer blocks (when muon_lr > 0), AdamW over embeddings, heads, norms, biases and convolutions."""
+    """Muon (when muon_lr > 0) over the matrices of transformer blocks and the convolutions of an autoencoder, AdamW over everything else."""
     named = [(name, p) for module in modules for name, p in module.named_parameters() if p.requires_grad]
-    matrices = [p for name, p in named if muon_lr > 0 and name.startswith("blocks.") and name.endswith("weight") and p.ndim == 2]
+    matrices = [p for name, p in named if muon_lr > 0 and name.startswith(MUON_INSIDE) and name.endswith("weight") and p.ndim >= 2]
     chosen = {id(p) for p in matrices}
     others = [p for _, p in named if id(p) not in chosen]
     adam = torch.optim.AdamW(others, lr=adam_lr, betas=(0.9, 0.98), eps=1e-10, weight_decay=0.0, fused=True)

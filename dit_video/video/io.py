@@ -1,7 +1,7 @@
 """Video files in and out, frame by frame, through the ffmpeg that imageio-ffmpeg carries.
 
-A file appears under its name only when it is whole: frames go to a temporary name in the same folder, which is renamed once
-ffmpeg has said that it wrote everything. Frames are (H, W, 3) uint8 RGB.
+A file appears under its name only when it is whole: frames go to a temporary name in the same folder, which is renamed
+once ffmpeg has said that it wrote everything. Frames are (H, W, 3) uint8 RGB.
 """
 
 import os
@@ -10,7 +10,7 @@ import secrets
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -20,21 +20,26 @@ import numpy as np
 from imageio_ffmpeg import get_ffmpeg_exe
 from numpy.typing import NDArray
 
-from dit_video.errors import MediaError
+from dit_video.errors import MediaError, UsageError
 
 Frames = NDArray[np.uint8]
 
 SUFFIXES = (".mp4", ".webm", ".gif", ".png")
+MAX_FPS = 1000
+MAX_NAME_BYTES = 255  # of every usual file system
 MAX_GIF_FPS = 50  # a GIF counts time in hundredths of a second, and viewers slow delays under two of them down
 
-# RGB -> YUV by the matrix that the tags announce. Left to itself swscale converts by bt601, whatever the tags say, and greens
-# and reds come back shifted by up to 15 of 255. setparams writes the tags on the frames, where the encoders look for them.
+# RGB -> YUV by the matrix that the tags announce: left to itself swscale converts by bt601, whatever the tags say, and
+# saturated colours come back wrong. setparams writes the tags on the frames, where the encoders look for them.
 _BT709 = (
     "scale=in_range=pc:out_range=tv:out_color_matrix=bt709:flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp,"
     "format={pix_fmt},setparams=range=tv:color_primaries=bt709:color_trc=bt709:colorspace=bt709"
 )
-# One palette per frame: a palette for the whole clip would need the whole clip in memory.
-_GIF = "split[a][b];[a]palettegen=stats_mode=single:reserve_transparent=0[p];[b][p]paletteuse=new=1:dither=sierra2_4a"
+# A palette per frame, as one for the whole clip would need all of it in memory; an ordered dither does not crawl.
+_GIF = (
+    "split[a][b];[a]palettegen=stats_mode=single:reserve_transparent=0[p];"
+    "[b][p]paletteuse=new=1:dither=bayer:bayer_scale=5"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,23 +72,28 @@ class WrittenVideo:
     note: str | None = None
 
 
-def check_output(path: Path, *, num_frames: int, fps: float | None = None, overwrite: bool = False) -> None:
+def check_output(path: Path, num_frames: int, *, fps: float, overwrite: bool = False) -> None:
     """Refuses an output that could not be written, before anything heavy is loaded or computed.
 
     Raises:
-        MediaError: an unknown suffix, several frames for a .png, too many frames per second for a .gif, a missing or
-            read-only folder, or a file that exists when `overwrite` is False.
+        UsageError: an unknown suffix, several frames for a .png, or a rate that the kind of file cannot hold.
+        MediaError: a missing or read-only folder, or a file that exists when `overwrite` is False.
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise MediaError(f"{path}: the file name must end in one of {', '.join(SUFFIXES)}; the usual one is .mp4.")
+        raise UsageError(f"{path}: the file name must end in one of {', '.join(SUFFIXES)}; the usual one is .mp4.")
     if suffix == ".png" and num_frames != 1:
-        raise MediaError(f"{path}: a .png holds 1 frame, not {num_frames}; use .mp4, .webm or .gif for a video.")
-    if suffix == ".gif" and fps is not None and fps > MAX_GIF_FPS:
-        raise MediaError(f"{path}: a .gif plays at most {MAX_GIF_FPS} frames per second, not {fps:g}; use .mp4 or .webm.")
+        raise UsageError(f"{path}: a .png holds 1 frame, not {num_frames}; use .mp4, .webm or .gif for a video.")
+    highest = MAX_GIF_FPS if suffix == ".gif" else MAX_FPS
+    if not 0 < fps <= highest:
+        raise UsageError(f"{path}: {fps:g} frames per second; a {suffix} needs a rate above 0 and at most {highest}.")
     folder = path.parent
     if not folder.is_dir():
         raise MediaError(f"{path}: the folder {folder} does not exist; create it first.")
+    if len(os.fsencode(path.name)) > MAX_NAME_BYTES:
+        raise MediaError(
+            f"{path.name[:40]}...: the file name is longer than {MAX_NAME_BYTES} bytes; choose a shorter one."
+        )
     if path.is_dir():
         raise MediaError(f"{path}: this is a folder; name a file in it.")
     if path.exists() and not overwrite:
@@ -93,26 +103,26 @@ def check_output(path: Path, *, num_frames: int, fps: float | None = None, overw
 
 
 def write_video(path: Path | str, frames: Iterable[Any], *, fps: float, overwrite: bool = False) -> WrittenVideo:
-    """Writes frames as they come to `.mp4` (H.264), `.webm` (VP9), `.gif`, or `.png` for one frame, and keeps only one in memory.
+    """Writes frames as they come to `.mp4` (H.264), `.webm` (VP9), `.gif`, or `.png` for one frame.
+
+    Only the chunk at hand is in memory; nothing is left behind when writing fails or is interrupted.
 
     Args:
-        path: the file; it appears only when it is complete, and nothing is left behind when writing fails or is interrupted.
+        path: the file; it appears only when it is complete.
         frames: (H, W, 3) or (T, H, W, 3) uint8 RGB arrays, or torch tensors on the CPU, all of one size.
         fps: frames per second, above 0; it need not be whole.
 
     Raises:
-        MediaError: an output that `check_output` refuses, no frames at all, or ffmpeg could not write.
+        UsageError, MediaError: what `check_output` refuses; MediaError also for no frames at all, or when ffmpeg fails.
     """
     path = Path(path)
-    if fps <= 0:
-        raise MediaError(f"{path}: {fps:g} frames per second cannot be played; it must be above 0, for example 24.")
-    check_output(path, num_frames=1, fps=fps, overwrite=overwrite)
+    check_output(path, 1, fps=fps, overwrite=overwrite)
     stream = _single_frames(frames)
     first = next(stream, None)
     if first is None:
         raise MediaError(f"{path}: there are no frames to write; a video has at least 1.")
     height, width, _ = first.shape
-    rate = Fraction(fps).limit_denominator(1001 * 1000)
+    rate = Fraction(fps).limit_denominator()
     part = path.with_name(f".dvgen-{os.getpid()}-{secrets.token_hex(4)}.part")
     coding, note = _coding(path.suffix.lower(), width, height)
     raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(rate), "-i", "pipe:0"]
@@ -122,14 +132,12 @@ def write_video(path: Path | str, frames: Iterable[Any], *, fps: float, overwrit
             count = 1
             for frame in stream:
                 if path.suffix.lower() == ".png":
-                    check_output(path, num_frames=2, overwrite=True)
+                    check_output(path, 2, fps=fps, overwrite=True)
                 if frame.shape != first.shape:
                     raise ValueError(f"frame {count} is {frame.shape}, the first one is {first.shape}")
                 pipe.write(frame.data)
                 count += 1
         os.replace(part, path)
-    except OSError as error:
-        raise MediaError(f"{path}: could not be written ({error.strerror or error}).") from error
     finally:
         part.unlink(missing_ok=True)
     return WrittenVideo(path=path, width=width, height=height, frames=count, fps=fps, note=note)
@@ -171,26 +179,32 @@ def probe(path: Path | str) -> VideoInfo:
     """
     path = Path(path)
     log: list[str] = []
-    with _ffmpeg(path, [*_input(path), "-f", "framecrc", "pipe:1"], stdout=subprocess.PIPE, level="info", log=log) as pipe:
+    with _ffmpeg(
+        path, [*_input(path), "-f", "framecrc", "pipe:1"], stdout=subprocess.PIPE, level="info", log=log
+    ) as pipe:
         lines = pipe.read().decode().splitlines()
+    crcs = [line for line in lines if not line.startswith("#")]
     header = dict(re.findall(r"^#(\w+) 0: (.*)$", "\n".join(lines), re.MULTILINE))
-    frames = sum(not line.startswith("#") for line in lines)
-    stream = next(line for line in log if " Video: " in line).split(" Video: ")[1]
-    codec, pix_fmt, tags = re.match(r"(\w+).*?, (\w+)(?:\(([^)]*)\))?", stream).groups()  # type: ignore[union-attr]
+    messages = "\n".join(log)
+    # "Video: h264 (High) (avc1 / 0x31637661), yuv420p(tv, bt709, progressive), 640x360 [..."; the first is the input
+    match = re.search(r"Video: (\w+)[^,]*?, (\w+)(?:\(([^)]*)\))?", messages)
+    if match is None or not crcs:
+        raise MediaError(f"{path}: ffmpeg finds no frames in it.")
+    codec, pix_fmt, tags = match.groups(default="")
     fps = 1 / Fraction(header["tb"])
-    if codec == "gif":  # its delays are whole hundredths of a second, so a rate such as 24 is kept only on average
-        hours, minutes, seconds = re.search(r"Duration: (\d+):(\d+):([\d.]+)", "\n".join(log)).groups()  # type: ignore[union-attr]
-        fps = frames / (3600 * int(hours) + 60 * int(minutes) + Fraction(seconds))
-    width, height = header["dimensions"].split("x")
-    colorspace = next((tag for tag in (tags or "").split(", ") if tag not in ("tv", "pc", "progressive")), "unknown")
+    duration = re.search(r"Duration: (\d+):(\d+):([\d.]+)", messages)
+    if codec == "gif" and duration:  # whole hundredths of a second per frame: a rate such as 24 is kept on average only
+        hours, minutes, seconds = map(Fraction, duration.groups())
+        fps = len(crcs) / (3600 * hours + 60 * minutes + seconds)
+    width, height = map(int, header["dimensions"].split("x"))
     return VideoInfo(
-        width=int(width),
-        height=int(height),
-        frames=frames,
+        width=width,
+        height=height,
+        frames=len(crcs),
         fps=float(fps),
         codec=codec,
         pix_fmt=pix_fmt,
-        colorspace=colorspace,
+        colorspace=next((tag for tag in tags.split(", ") if tag not in ("tv", "pc", "progressive", "")), "unknown"),
     )
 
 
@@ -216,14 +230,18 @@ def _coding(suffix: str, width: int, height: int) -> tuple[list[str], str | None
     odd = width % 2 or height % 2
     pix_fmt = "yuv444p" if odd else "yuv420p"
     h264 = ["-c:v", "libx264", "-crf", "16", "-preset", "medium", "-movflags", "+faststart"]
-    note = f"{width}x{height} has an odd side, so the .mp4 is H.264 4:4:4, which some players cannot show; .webm has no such limit."
+    note = (
+        f"{width}x{height}: an odd side makes the .mp4 H.264 4:4:4, which some players cannot show; .webm can be used."
+    )
     return ["-vf", _BT709.format(pix_fmt=pix_fmt), *h264, *tags, "-f", "mp4"], note if odd else None
 
 
 def _input(path: Path | str) -> list[str]:
     """ffmpeg's arguments to read every frame of the first video stream of a file, each once, and to stop at damage."""
     if not Path(path).is_file():
-        raise MediaError(f"{path}: {'this is a folder, not a video' if Path(path).is_dir() else 'there is no such file'}.")
+        raise MediaError(
+            f"{path}: {'this is a folder, not a video' if Path(path).is_dir() else 'there is no such file'}."
+        )
     return ["-xerror", "-i", f"file:{path}", "-map", "0:v:0", "-fps_mode", "passthrough"]
 
 
@@ -231,27 +249,37 @@ def _input(path: Path | str) -> list[str]:
 def _ffmpeg(
     path: Path, arguments: list[str], *, level: str = "error", log: list[str] | None = None, **pipe: int
 ) -> Iterator[IO[bytes]]:
-    """Runs ffmpeg with one end of a pipe in our hand; a failure becomes one sentence about `path`, and ffmpeg never outlives us."""
-    command = [get_ffmpeg_exe(), "-nostdin", "-hide_banner", "-v", level, *arguments]
-    # The log goes to a file: nobody reads a second pipe while the first one is busy. A session of its own keeps Ctrl-C from ffmpeg.
+    """Runs ffmpeg with one end of a pipe in our hand, and never lets it outlive us.
+
+    Raises:
+        MediaError: ffmpeg failed; its first error becomes one sentence about `path`.
+    """
+    command = [get_ffmpeg_exe(), "-nostdin", "-hide_banner", "-v", f"level+{level}", *arguments]
+    # The messages go to a file, as nobody reads a second pipe while the first one is busy. A session of its own keeps
+    # Ctrl-C from ffmpeg: it reaches us, and we end ffmpeg.
     with (
         tempfile.TemporaryFile() as messages,
         subprocess.Popen(command, stderr=messages, start_new_session=True, **pipe) as process,  # type: ignore[call-overload]
     ):
         end: IO[bytes] = process.stdin or process.stdout
+        stopped_early = False
         try:
             yield end
             end.close()
         except BrokenPipeError:
-            pass  # ffmpeg has stopped early; its messages below say why
+            stopped_early = True  # the messages below say why
         except BaseException:
             process.kill()
             raise
+        finally:
+            with suppress(BrokenPipeError):  # what is still buffered has nowhere to go
+                end.close()
         status = process.wait()
         messages.seek(0)
-        lines = messages.read().decode(errors="replace").strip().splitlines()
-        if status != 0:
-            reason = re.sub(r"^\[[^]]*\] ", "", lines[0] if lines else f"exit status {status}").strip(" .")
+        lines = messages.read().decode(errors="replace").splitlines()
+        if status != 0 or stopped_early:
+            errors = [line.split("] ", 1)[1] for line in lines if re.search(r"^(\[[^]]*\] )?\[(error|fatal)\] ", line)]
+            reason = re.sub(r"^\[\w+\] ", "", errors[0]).strip(" .") if errors else f"exit status {status}"
             raise MediaError(f"{path}: ffmpeg cannot {'write' if process.stdin else 'read'} it ({reason}).")
     if log is not None:
         log.extend(lines)

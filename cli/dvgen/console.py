@@ -1,0 +1,119 @@
+"""What a command says: progress and notes on standard error, results on standard output."""
+
+import os
+import sys
+import time
+from types import TracebackType
+from typing import IO, Any, Self
+
+SPOKEN_EVERY = 10.0  # seconds between two lines about the same stage when there is no terminal
+
+
+def result(text: str) -> None:
+    """One result on standard output."""
+    print(text, flush=True)
+
+
+def fail(message: str) -> None:
+    """Say what is wrong, on standard error."""
+    _line(f"Error: {message}")
+
+
+def discard_output() -> None:
+    """Send standard output nowhere, so that Python does not fail when it flushes it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _line(text: str) -> None:
+    # Nobody may be reading standard error any more, and that is no reason to lose the work.
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except (BrokenPipeError, AttributeError):
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the process)
+
+
+def duration(seconds: float) -> str:
+    """ "0.4 s", "12 s", "3 min 20 s" or "2 h 5 min"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 1:
+        return f"{rest} s"
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+class Speaker:
+    """Progress of a command's stages: bars in a terminal, a few plain lines elsewhere, nothing when quiet."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self._bars = _bars() if not quiet and _is_terminal(sys.stderr) else None
+        self._tasks: dict[str, Any] = {}
+        self._started: dict[str, float] = {}
+        self._spoken: dict[str, float] = {}
+
+    def __enter__(self) -> Self:
+        if self._bars:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars:
+            self._bars.stop()
+
+    def note(self, text: str) -> None:
+        """One line that the user should see, above the bars."""
+        if self._bars:
+            self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        elif not self.quiet:
+            _line(text)
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """`done` of `total` parts of a stage are finished; called with 0 when it begins."""
+        if self._bars:
+            if stage not in self._tasks:
+                self._tasks[stage] = self._bars.add_task(stage, total=total)
+            self._bars.update(self._tasks[stage], completed=done, total=total)
+        elif not self.quiet:
+            self._speak(stage, done, total)
+
+    def _speak(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        started = self._started.setdefault(stage, now)
+        if done >= total:
+            count = f" {total}" if total > 1 else ""
+            _line(f"{stage}:{count} done in {duration(now - started)}")
+            del self._started[stage]
+        elif done and now - self._spoken.get(stage, started) >= SPOKEN_EVERY:
+            self._spoken[stage] = now
+            _line(f"{stage}: {done} of {total}, {duration((now - started) / done * (total - done))} left")
+
+
+def _is_terminal(stream: IO[str] | None) -> bool:
+    return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def _bars() -> Any:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description:<24}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        speed_estimate_period=3600,  # a step of a large model takes minutes, and two are needed for an estimate
+    )

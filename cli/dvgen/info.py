@@ -1,0 +1,95 @@
+"""`dvgen info`: what a checkpoint or a video file holds."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dit_video.checkpoints.files import find_checkpoint
+from dit_video.errors import MediaError
+from dvgen import console
+
+if TYPE_CHECKING:
+    pass
+
+
+def info(
+    path: Annotated[
+        str,
+        typer.Argument(
+            metavar="PATH|NAME", help='A diffusers folder, a video or picture, or "default".', show_default=False
+        ),
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show what a checkpoint is and knows, from its headers alone, or the size, frames, rate and coding of a video."""
+    facts = _video(Path(path)) if Path(path).is_file() else _checkpoint(path)
+    console.result(json.dumps(facts, default=str) if as_json else _lines(facts))
+
+
+def _video(path: Path) -> dict[str, Any]:
+    from dit_video.video.io import SUFFIXES, probe
+
+    if path.suffix.lower() in (".safetensors", ".json", ".toml", ".pt", ".bin", ".gguf"):
+        raise MediaError(f"{path}: is not a video ({', '.join(SUFFIXES)}) nor a checkpoint's folder; pass the folder.")
+    found = probe(path)
+    return {"path": str(path), **asdict(found), "seconds": round(found.seconds, 3)}
+
+
+def _checkpoint(name: str) -> dict[str, Any]:
+    find_checkpoint(name)  # a wrong name is said before torch loads
+    from dit_video.models import open_checkpoint
+
+    found = open_checkpoint(name)
+    return {
+        "path": str(found.path),
+        "family": found.family,
+        "layout": found.layout,
+        "variant": found.variant,
+        "components": {part: asdict(summary) for part, summary in found.components.items()},
+        "transformer": asdict(found.dit),
+        "grid": {"stride": found.grid.stride, "patch": found.grid.patch, "latent_channels": found.latent_channels},
+        "boundary": found.boundary,
+        "defaults": asdict(found.defaults),
+        "knows": dict(found.knows),
+    }
+
+
+def _lines(facts: dict[str, Any]) -> str:
+    """The facts as text: one line each, lists of words joined, what is empty left out."""
+    lines = []
+    for key, value in facts.items():
+        if value is None or value == {}:
+            continue
+        if not isinstance(value, dict):
+            lines.append(f"{key:12} {_text(value)}")
+        elif key == "components":
+            lines += [f"{part:12} {_weights(summary)}" for part, summary in value.items()]
+        elif key == "transformer":
+            lines.append(f"{'config':12} {_pairs(value)}")
+        elif key == "knows":
+            lines += [f"{'knows':12} {kind}: {', '.join(words)}" for kind, words in value.items()]
+        else:
+            lines.append(f"{key:12} {_pairs(value)}")
+    return "\n".join(lines)
+
+
+def _weights(summary: dict[str, Any]) -> str:
+    size, unit = summary["parameters"] / 1e6, "million"
+    if size >= 1000:
+        size, unit = size / 1000, "billion"
+    return f"{size:.3g} {unit} parameters, {'/'.join(summary['dtypes'])}, {summary['nbytes'] / 1e6:,.1f} MB"
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {_text(value)}" for key, value in values.items() if value not in (None, ""))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return (
+            "x".join(map(_text, value)) if all(isinstance(item, int) for item in value) else ",".join(map(_text, value))
+        )
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,244 @@
+"""Option values, checked before anything heavy is imported.
+
+Values arrive as text, so that each error can name the value as it was typed, the rule, and the nearest valid value.
+"""
+
+import difflib
+import math
+import os
+import re
+import secrets
+import sys
+import unicodedata
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from dit_video.errors import MediaError, UsageError
+from dit_video.shapes import parse_size
+
+T = TypeVar("T")
+
+SOLVERS = ("euler", "heun", "dpmpp-2m", "unipc")
+SIGMAS = ("release", "diffusers")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+MAX_STEPS = 1000  # the number of timesteps that Wan's transformers were trained with
+FPS = (1.0, 240.0)
+SHIFT = (0.1, 100.0)
+GUIDANCE = (0.0, 100.0)
+MAX_SEED = 2**63 - 1
+MAX_FRAMES = 100_000
+MAX_SIDE = 16_384
+VIDEO_SUFFIXES = (".mp4", ".webm", ".gif", ".png")
+MAX_GIF_FPS = 50
+NAME_LENGTH = 60
+
+
+def given(text: str | None, parse: Callable[[str], T]) -> T | None:
+    """`parse(text)`, or None for an option that was not given."""
+    return None if text is None else parse(text)
+
+
+def number(option: str, text: str, low: float, high: float) -> float:
+    """The number in `text`, from `low` to `high`.
+
+    Raises:
+        UsageError: it is not a number, or out of range.
+    """
+    value = _float(text)
+    if low <= value <= high:
+        return value
+    nearest = "" if math.isnan(value) else f"; the nearest is {high if value > high else low:.12g}"
+    raise UsageError(f"{option} {_short(text)}: must be a number from {low:.12g} to {high:.12g}{nearest}.")
+
+
+def whole(option: str, text: str, low: int, high: int) -> int:
+    """The whole number in `text`, from `low` to `high`.
+
+    Raises:
+        UsageError: it is not a whole number, or out of range.
+    """
+    value: float = int(text) if re.fullmatch(r"[+-]?\d{1,30}", text) else _float(text)
+    if isinstance(value, int) and low <= value <= high:
+        return value
+    nearest = "" if math.isnan(value) else f"; the nearest is {math.floor(min(max(value, low), high))}"
+    raise UsageError(f"{option} {_short(text)}: must be a whole number from {low} to {high}{nearest}.")
+
+
+def _float(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def choice(option: str, value: str, choices: Sequence[str]) -> str:
+    """`value` when it is one of `choices`.
+
+    Raises:
+        UsageError: it is not; the most similar choice is named.
+    """
+    if value in choices:
+        return value
+    nearest = difflib.get_close_matches(value.lower(), choices, n=1, cutoff=0.0)[0]
+    raise UsageError(f"{option} {_short(value)!r}: must be one of {', '.join(choices)}; the nearest is {nearest}.")
+
+
+def size(text: str) -> tuple[int, int]:
+    """(width, height) of "640x360".
+
+    Raises:
+        UsageError: not a size, or a side that is out of range.
+    """
+    if len(text) > 60:
+        raise UsageError(f"--size {_short(text)}: must be WIDTHxHEIGHT in whole pixels, for example 640x360.")
+    width, height = parse_size(text)
+    if max(width, height) > MAX_SIDE:
+        nearest = f"{min(width, MAX_SIDE)}x{min(height, MAX_SIDE)}"
+        raise UsageError(f"--size {text}: each side must be at most {MAX_SIDE} pixels; the nearest is {nearest}.")
+    return width, height
+
+
+def fps(text: str) -> float:
+    """Frames per second. Raises UsageError."""
+    return number("--fps", text, *FPS)
+
+
+def frames(text: str) -> int:
+    """A number of frames. Raises UsageError."""
+    return whole("--frames", text, 1, MAX_FRAMES)
+
+
+def frames_of_duration(text: str, fps: float) -> int:
+    """The number of frames that last as long as --duration says.
+
+    Raises:
+        UsageError: not a number of seconds, or one that gives no frame or too many.
+    """
+    seconds = _float(text)
+    if math.isfinite(seconds) and 1 <= round(seconds * fps) <= MAX_FRAMES:
+        return round(seconds * fps)
+    nearest = "" if math.isnan(seconds) else f"; the nearest is {(MAX_FRAMES if seconds > 1 else 1) / fps:.4g}"
+    rule = f"must be seconds that hold 1 to {MAX_FRAMES} frames at {fps:g} frames per second"
+    raise UsageError(f"--duration {_short(text)}: {rule}{nearest}.")
+
+
+def steps(text: str) -> int:
+    """A number of denoising steps. Raises UsageError."""
+    return whole("--steps", text, 1, MAX_STEPS)
+
+
+def shift(text: str) -> float:
+    """A shift of the noise levels. Raises UsageError."""
+    return number("--shift", text, *SHIFT)
+
+
+def solver(text: str) -> str:
+    """A solver's name. Raises UsageError."""
+    return choice("--solver", text, SOLVERS)
+
+
+def sigmas(text: str) -> str:
+    """A convention of noise levels. Raises UsageError."""
+    return choice("--sigmas", text, SIGMAS)
+
+
+def guidance(text: str) -> tuple[float, ...]:
+    """One guidance scale, or those of the high-noise and of the low-noise expert. Raises UsageError."""
+    parts = text.split(",")
+    if len(parts) > 2 or any(math.isnan(_float(part)) for part in parts):
+        raise UsageError(f"--guidance {_short(text)}: must be one number or two with a comma, for example 5 or 4,3.")
+    return tuple(number("--guidance", part, *GUIDANCE) for part in parts)
+
+
+def interval(text: str) -> tuple[float, float]:
+    """The lowest and the highest noise level with guidance, of "0.1,0.9". Raises UsageError."""
+    parts = text.split(",")
+    if len(parts) != 2 or not _float(parts[0]) <= _float(parts[1]):
+        rule = "must be LOW,HIGH noise levels from 0 to 1, for example 0.1,0.9"
+        raise UsageError(f"--guidance-interval {_short(text)}: {rule}.")
+    low, high = (number("--guidance-interval", part, 0.0, 1.0) for part in parts)
+    return low, high
+
+
+def seed(text: str | None) -> int:
+    """The seed given, or one drawn from 0 to 2**32 - 1. Raises UsageError."""
+    return secrets.randbelow(2**32) if text is None else whole("--seed", text, 0, MAX_SEED)
+
+
+def prompt(argument: str) -> str:
+    """A prompt, read from standard input when it is "-".
+
+    Raises:
+        UsageError: it is not valid UTF-8.
+    """
+    if argument != "-":
+        return text(argument)
+    try:
+        return sys.stdin.read().strip()
+    except UnicodeDecodeError:
+        raise UsageError("the prompt on standard input is not text in UTF-8; save it as UTF-8.") from None
+
+
+def text(argument: str) -> str:
+    """Text of the command line. Raises UsageError when it is not valid UTF-8."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"the text {argument!r} is not in UTF-8; type it in a UTF-8 terminal.") from None
+    return argument
+
+
+def made_name(prompt: str, seed: int, suffix: str, folder: Path) -> Path:
+    """A file name out of a prompt and a seed, "a-red-ball-7.mp4", numbered when it is taken: "a-red-ball-7-2.mp4"."""
+    words = re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", prompt).lower())
+    slug = ""
+    for word in words or ["video"]:
+        longer = f"{slug}-{word}".strip("-")
+        if slug and len(longer.encode()) > NAME_LENGTH:
+            break
+        slug = longer
+    slug = slug.encode()[:NAME_LENGTH].decode(errors="ignore")
+    path, count = folder / f"{slug}-{seed}{suffix}", 1
+    while path.exists():
+        count += 1
+        path = folder / f"{slug}-{seed}-{count}{suffix}"
+    return path
+
+
+def check_file(option: str, path: Path, suffixes: Sequence[str], *, overwrite: bool) -> None:
+    """Refuses a file that could not be written, before anything is computed for it.
+
+    Raises:
+        UsageError: a name that ends in none of `suffixes`.
+        MediaError: a missing or read-only folder, a folder of that name, or a file that exists without `overwrite`.
+    """
+    if path.suffix.lower() not in suffixes:
+        rule = f"must end in {' or '.join(suffixes)}"
+        raise UsageError(f"{option} {path}: the name {rule}; the nearest is {path.with_suffix(suffixes[0])}.")
+    if not path.parent.is_dir():
+        raise MediaError(f"{option} {path}: the folder {path.parent} does not exist; create it first.")
+    if path.is_dir():
+        raise MediaError(f"{option} {path}: this is a folder; name a file in it.")
+    if path.exists() and not overwrite:
+        raise MediaError(f"{option} {path}: the file exists; choose another name or pass --overwrite.")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise MediaError(f"{option} {path}: the folder {path.parent} is not writable; choose another one.")
+
+
+def check_video_file(option: str, path: Path, *, frames: int, fps: float = 1.0, overwrite: bool) -> None:
+    """As `check_file`, for a video of so many frames. Raises UsageError also for what the kind of file cannot hold."""
+    suffix = path.suffix.lower()
+    if suffix == ".png" and frames != 1:
+        nearest = path.with_suffix(".mp4")
+        raise UsageError(f"{option} {path}: a .png holds 1 frame, not {frames}; the nearest is {nearest}.")
+    if suffix == ".gif" and fps > MAX_GIF_FPS:
+        rule = f"a .gif plays at most {MAX_GIF_FPS} frames per second, not {fps:g}"
+        raise UsageError(f"{option} {path}: {rule}; the nearest is --fps {MAX_GIF_FPS}.")
+    check_file(option, path, VIDEO_SUFFIXES, overwrite=overwrite)

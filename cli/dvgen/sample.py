@@ -1,0 +1,231 @@
+"""`dvgen sample`: a prompt becomes a video."""
+
+import json
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dit_video.checkpoints.files import find_checkpoint
+from dit_video.errors import UsageError
+from dit_video.shapes import VideoShape
+from dvgen import console, options
+
+if TYPE_CHECKING:
+    import torch
+
+    from dit_video.generate import Clip, Result, Settings
+    from dit_video.models.wan.pipeline import WanCheckpoint
+    from dit_video.models.wan.random import RandomCheckpoint
+
+SLOW = 600.0  # seconds from which on a video's time is worth a warning
+
+Text = str | None
+
+
+def _option(panel: str, names: str, metavar: str | None, text: str) -> Any:
+    return typer.Option(*names.split(), rich_help_panel=panel, metavar=metavar or "", help=text, show_default=False)
+
+
+_video = partial(_option, "Video")
+_sampling = partial(_option, "Sampling")
+_files = partial(_option, "Files")
+_machine = partial(_option, "Machine")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A checked command line; None leaves a value to the checkpoint."""
+
+    prompt: str
+    negative: str | None
+    model: str
+    random_weights: bool
+    size: tuple[int, int] | None
+    frames: int | None
+    duration: str | None
+    fps: float | None
+    steps: int | None
+    solver: str | None
+    sigmas: str | None
+    shift: float | None
+    guidance: tuple[float, ...] | None
+    guidance_interval: tuple[float, float] | None
+    seed: int
+    seed_drawn: bool
+    dtype: str
+    device: str
+    output: Path | None
+    save_latents: Path | None
+    overwrite: bool
+
+
+def sample(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help='What to show; "-" reads standard input.')],
+    size: Annotated[Text, _video("--size", "WxH", "Exact size in pixels, such as 640x360.")] = None,
+    frames: Annotated[Text, _video("--frames", "N", "Exact number of frames.")] = None,
+    duration: Annotated[Text, _video("--duration", "SECONDS", "Instead of --frames.")] = None,
+    fps: Annotated[Text, _video("--fps", "F", "Frames per second.")] = None,
+    negative: Annotated[Text, _sampling("--negative", "TEXT", "What not to show.")] = None,
+    seed: Annotated[
+        Text, _sampling("--seed", "N", "The same seed gives the same video; drawn and printed without.")
+    ] = None,
+    steps: Annotated[Text, _sampling("--steps", "N", "Denoising steps.")] = None,
+    solver: Annotated[Text, _sampling("--solver", "NAME", f"{', '.join(options.SOLVERS)}.")] = None,
+    sigmas: Annotated[Text, _sampling("--sigmas", "NAME", "Noise levels of the release, or of diffusers.")] = None,
+    shift: Annotated[Text, _sampling("--shift", "F", "Above 1: more of the steps at high noise.")] = None,
+    guidance: Annotated[
+        Text, _sampling("--guidance", "F[,F]", "Scale, or high-noise,low-noise scales; 1 is none.")
+    ] = None,
+    guidance_interval: Annotated[Text, _sampling("--guidance-interval", "LOW,HIGH", "Noise levels to guide.")] = None,
+    model: Annotated[
+        str, _files("--model -m", "NAME|PATH", "A diffusers folder; the shipped model without.")
+    ] = "default",
+    output: Annotated[Path | None, _files("--output -o", "FILE", ".mp4, .webm, .gif, or .png for one frame.")] = None,
+    overwrite: Annotated[bool, _files("--overwrite", None, "Replace files that exist.")] = False,
+    save_latents: Annotated[
+        Path | None, _files("--save-latents", "FILE.safetensors", "Also write the latents.")
+    ] = None,
+    as_json: Annotated[bool, _files("--json", None, "Print one JSON object instead of the path.")] = False,
+    dtype: Annotated[str, _machine("--dtype", "NAME", "float32, bfloat16 or float16, for every stage.")] = "auto",
+    device: Annotated[str, _machine("--device", "NAME", "cpu, cuda or mps.")] = "auto",
+    random_weights: Annotated[
+        bool, _machine("--random-weights", None, "A tiny model of noise: tries the program.")
+    ] = False,
+    quiet: Annotated[bool, _machine("--quiet -q", None, "Print errors and the result only.")] = False,
+) -> None:
+    """Make a video of PROMPT, with exactly the size and the number of frames asked for.
+
+    What is not given comes from the checkpoint. Standard output gets the path of the video, standard error all else.
+    """
+    given = options.given
+    request = Request(
+        prompt=options.prompt(prompt),
+        negative=given(negative, options.text),
+        model=model,
+        random_weights=random_weights,
+        size=given(size, options.size),
+        frames=given(frames, options.frames),
+        duration=duration,
+        fps=given(fps, options.fps),
+        steps=given(steps, options.steps),
+        solver=given(solver, options.solver),
+        sigmas=given(sigmas, options.sigmas),
+        shift=given(shift, options.shift),
+        guidance=given(guidance, options.guidance),
+        guidance_interval=given(guidance_interval, options.interval),
+        seed=options.seed(seed),
+        seed_drawn=seed is None,
+        dtype=options.choice("--dtype", dtype, options.DTYPES),
+        device=options.choice("--device", device, options.DEVICES),
+        output=output,
+        save_latents=save_latents,
+        overwrite=overwrite,
+    )
+    _check(request)
+    with console.Speaker(quiet=quiet) as speaker:
+        result = _make(request, speaker)
+    console.result(json.dumps(asdict(result), default=str) if as_json else str(result.path))
+
+
+def _check(request: Request) -> None:
+    """Refuses what can be refused before torch is imported."""
+    if request.duration is not None:
+        if request.frames is not None:
+            given = f"--frames {request.frames} and --duration {request.duration}"
+            raise UsageError(f"{given}: only one of the two can be given.")
+        options.frames_of_duration(request.duration, request.fps or options.FPS[1])
+    if request.random_weights and request.model != "default":
+        raise UsageError(f"--random-weights and --model {request.model}: only one of the two can be given.")
+    if request.output:
+        options.check_video_file("--output", request.output, frames=request.frames or 1, overwrite=request.overwrite)
+    if request.save_latents:
+        options.check_file("--save-latents", request.save_latents, (".safetensors",), overwrite=request.overwrite)
+    if not request.random_weights:
+        find_checkpoint(request.model)
+
+
+def _make(request: Request, speaker: console.Speaker) -> "Result":
+    speaker.progress("load program", 0, 1)
+    from dit_video.generate import Stages, generate, pick_device, pick_dtype
+
+    checkpoint = _open(request)
+    device = pick_device(request.device)
+    dtype = pick_dtype(request.dtype, device)
+    speaker.progress("load program", 1, 1)
+
+    fps = request.fps or checkpoint.defaults.fps
+    clip, settings = _resolve(request, checkpoint, fps)
+    suffix = ".png" if clip.shape.num_frames == 1 else ".mp4"
+    output = request.output or options.made_name(clip.prompt, clip.seed, suffix, Path())
+    options.check_video_file("--output", output, frames=clip.shape.num_frames, fps=fps, overwrite=request.overwrite)
+    speaker.note(f"seed {clip.seed}{' (drawn)' if request.seed_drawn else ''}")
+    speaker.note(_what_it_takes(checkpoint, clip.shape, settings, dtype.itemsize, device))
+
+    stages = Stages(checkpoint, dtype=dtype, device=device, progress=speaker.progress, note=speaker.note)
+    return generate(
+        stages, clip, settings, output, fps=fps, overwrite=request.overwrite, save_latents=request.save_latents
+    )
+
+
+def _open(request: Request) -> "WanCheckpoint | RandomCheckpoint":
+    if request.random_weights:
+        from dit_video.models.wan.random import RandomCheckpoint
+
+        return RandomCheckpoint()
+    from dit_video.models import open_checkpoint
+
+    return open_checkpoint(request.model)
+
+
+def _resolve(request: Request, checkpoint: "WanCheckpoint | RandomCheckpoint", fps: float) -> "tuple[Clip, Settings]":
+    """The clip and the settings: what was asked for, and the checkpoint's defaults for the rest."""
+    from dit_video.generate import Clip, Settings
+
+    defaults = checkpoint.defaults
+    width, height = request.size or (defaults.width, defaults.height)
+    frames = request.frames or defaults.frames
+    if request.duration is not None:
+        frames = options.frames_of_duration(request.duration, fps)
+    guidance = request.guidance or defaults.guidance
+    if len(guidance) > 1 and checkpoint.boundary is None:
+        text = ",".join(f"{scale:g}" for scale in guidance)
+        raise UsageError(
+            f"--guidance {text}: this model has one transformer and takes one scale; the nearest is {guidance[0]:g}."
+        )
+    clip = Clip(
+        prompt=request.prompt,
+        negative=defaults.negative if request.negative is None else request.negative,
+        shape=VideoShape(num_frames=frames, height=height, width=width),
+        seed=request.seed,
+    )
+    settings = Settings(
+        steps=request.steps or defaults.steps,
+        solver=request.solver or defaults.solver,
+        sigmas=request.sigmas or defaults.sigmas,
+        shift=request.shift or defaults.shift,
+        guidance=guidance,
+        guidance_interval=request.guidance_interval or (0.0, 1.0),
+    )
+    return clip, settings
+
+
+def _what_it_takes(
+    checkpoint: "WanCheckpoint | RandomCheckpoint",
+    shape: VideoShape,
+    settings: "Settings",
+    itemsize: int,
+    device: "torch.device",
+) -> str:
+    """One line about what is computed. Raises UsageError when it cannot fit in memory."""
+    from dit_video.plan import available_memory, check_memory, expected_seconds
+
+    plan = check_memory(checkpoint, shape, itemsize=itemsize, available=available_memory(device))
+    line = f"{shape}: {'x'.join(map(str, plan.grid))} = {plan.tokens:,} patches, {settings.steps} steps"
+    if plan.padded != shape:
+        line += f"; computed as {plan.padded}, then cropped and trimmed"
+    passes = settings.steps * (2 if max(settings.guidance) > 1 else 1)
+    seconds = expected_seconds(plan, passes, device)
+    return line + (f"; this may take {console.duration(seconds)}" if seconds > SLOW else "")

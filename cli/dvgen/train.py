@@ -1,0 +1,54 @@
+"""`dvgen train`: the two trainings that made the shipped model."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dvgen import console
+
+if TYPE_CHECKING:
+    from dit_video.train.loop import Progress
+
+app = typer.Typer(help="Train an autoencoder or a transformer from a TOML config.", no_args_is_help=True)
+
+Config = Annotated[
+    Path, typer.Argument(metavar="CONFIG.toml", help="What to train, on what, how long.", show_default=False)
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and the result only.")]
+
+
+@app.command()
+def autoencoder(config: Config, resume: Resume = False, quiet: Quiet = False) -> None:
+    """Train the causal video autoencoder on the procedural world."""
+    from dit_video.train.config import AutoencoderConfig, load_config
+
+    load_config(config, AutoencoderConfig)  # a mistake in it is said before torch loads
+    from dit_video.train.run import train_autoencoder
+
+    console.result(str(train_autoencoder(config, resume=resume, reporter=_reporter(quiet))))
+
+
+@app.command()
+def dit(config: Config, resume: Resume = False, quiet: Quiet = False) -> None:
+    """Train the diffusion transformer and its text encoder on the latents of an autoencoder."""
+    from dit_video.train.config import DiTTrainConfig, load_config
+
+    load_config(config, DiTTrainConfig)
+    from dit_video.train.run import train_dit
+
+    console.result(str(train_dit(config, resume=resume, reporter=_reporter(quiet))))
+
+
+def _reporter(quiet: bool) -> Any:
+    speaker = console.Speaker(quiet=quiet)
+
+    def report(line: "Progress") -> None:
+        speaker.note(
+            f"step {line.step}/{line.steps}  loss {line.loss:.4f}  rate {line.learning_rate:.2e}  "
+            f"gradient {line.grad_norm:.2f}  {line.clips_per_second:.1f} clips/s  "
+            f"{line.tokens_per_second:,.0f} tokens/s  {console.duration(line.seconds_left)} left"
+        )
+
+    return report

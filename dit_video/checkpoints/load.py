@@ -1,0 +1,130 @@
+"""Weights into modules: build without memory, check every name and shape by the headers, then stream tensor by tensor.
+
+Nothing is read before everything fits, and nothing is kept twice: a tensor of the right dtype stays a map of its file.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from itertools import groupby
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from dit_video.checkpoints.files import TensorInfo, save_tensors
+from dit_video.checkpoints.keymap import Layout
+from dit_video.errors import CheckpointError
+
+LOADABLE = ("F64", "F32", "F16", "BF16")
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class _EmptyOnMeta(TorchFunctionMode):
+    """`torch.empty`, which parameters of torch's layers start as, takes no memory; buffers get their real values."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return func(*args, **((kwargs or {}) | ({"device": "meta"} if func is torch.empty else {})))
+
+
+def load_into(
+    build: Callable[[], M],
+    tensors: Mapping[str, TensorInfo],
+    layout: Layout,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    float32_names: Callable[[str], bool] = lambda name: False,
+) -> M:
+    """The module that `build` makes, with the tensors of a checkpoint as its parameters, ready for inference.
+
+    Args:
+        build: makes the module; it runs without allocating parameters.
+        tensors: the headers, from `read_header` or `read_headers`.
+        layout: translates the checkpoint's names to the module's.
+        dtype: of the parameters and persistent buffers.
+        float32_names: names (the module's) that are float32 whatever `dtype` is.
+
+    Raises:
+        CheckpointError: a tensor is missing, unexpected, mis-shaped, of a dtype that is not a float, or unreadable.
+    """
+    with _EmptyOnMeta():
+        module = build()
+    sources = _match(module, tensors, layout)
+    for file, group in groupby(sorted(sources.items(), key=lambda item: item[1].file), key=lambda item: item[1].file):
+        for name, tensor in _read(file, {info.name: name for name, info in group}):
+            target = torch.float32 if float32_names(name) else dtype
+            _assign(module, name, tensor.to(device=device, dtype=target))
+    for name, value in [*module.named_parameters(), *module.named_buffers()]:
+        if value.is_meta:
+            raise CheckpointError(f"{name}: no tensor of the checkpoint gives it a value.")
+        if name not in sources:  # a buffer that is not persistent: computed when the module was built
+            _assign(module, name, value.to(device))
+    return module.eval().requires_grad_(False)
+
+
+def save_model(module: nn.Module, file: Path, layout: Layout, dtype: torch.dtype | None = None) -> None:
+    """Writes a module's parameters and persistent buffers under the layout's names, as `dtype` if one is given.
+
+    Raises:
+        CheckpointError: a name that the layout does not have, or the file cannot be written.
+    """
+    state = {layout.to_theirs(name): tensor.detach() for name, tensor in module.state_dict().items()}
+    save_tensors({name: tensor.to("cpu", dtype).contiguous() for name, tensor in state.items()}, file)
+
+
+def _match(module: nn.Module, tensors: Mapping[str, TensorInfo], layout: Layout) -> dict[str, TensorInfo]:
+    """The checkpoint's tensors by our names, once they are exactly those of the module."""
+    sources: dict[str, TensorInfo] = {}
+    for info in tensors.values():
+        name = layout.to_ours(info.name)
+        if name in sources:
+            raise CheckpointError(
+                f"{info.file}: {info.name!r} and {sources[name].name!r} are both the tensor {name!r}."
+            )
+        sources[name] = info
+    where = next((info.file.parent for info in sources.values()), Path())
+    wanted = module.state_dict()
+    if missing := [layout.to_theirs(name) for name in wanted if name not in sources]:
+        raise CheckpointError(f"{where}: {_some(missing, 'missing')}.")
+    if unexpected := [info.name for name, info in sources.items() if name not in wanted]:
+        raise CheckpointError(f"{where}: {_some(unexpected, 'unexpected')}.")
+    for name, info in sources.items():
+        if info.shape != tuple(wanted[name].shape):
+            expected = list(wanted[name].shape)
+            raise CheckpointError(f"{info.file}: tensor {info.name!r} is {list(info.shape)}; it must be {expected}.")
+        if info.dtype not in LOADABLE:
+            raise CheckpointError(
+                f"{info.file}: tensor {info.name!r} is {info.dtype}; it must be one of {', '.join(LOADABLE)}."
+            )
+    return sources
+
+
+def _read(file: Path, names: Mapping[str, str]) -> Iterable[tuple[str, Tensor]]:
+    """(our name, tensor) for each of `names` (theirs -> ours), one at a time."""
+    try:
+        with safe_open(file, framework="pt", device="cpu") as stored:
+            for theirs, ours in names.items():
+                yield ours, stored.get_tensor(theirs)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file}: cannot be read ({error}).") from error
+
+
+def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Puts `tensor` in the place of the parameter or buffer `name`."""
+    path, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(path)
+    if leaf in owner._parameters:
+        owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+    else:
+        owner._buffers[leaf] = tensor
+
+
+def _some(names: list[str], what: str) -> str:
+    """ "3 tensors are missing: a, b, c", with no more than three names."""
+    listed = ", ".join(repr(name) for name in names[:3]) + (", ..." if len(names) > 3 else "")
+    return f"{len(names)} tensor{' is' if len(names) == 1 else 's are'} {what}: {listed}"

@@ -1,0 +1,217 @@
+"""How often a model shows what its prompt says.
+
+Held-out scenes in held-out wordings are asked for, and the detector of the training world says what the clips show.
+What the detector cannot tell counts as wrong. Intervals are Wilson's (E. B. Wilson, JASA 22, 1927), at 95 %.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dit_video.generate import Clip, Progress, Settings, Stages, decode_frames, sample_latents
+from dit_video.scenes.captions import caption
+from dit_video.scenes.detector import Detection, detect, score
+from dit_video.scenes.render import render
+from dit_video.scenes.world import Scene, sample_scene
+from dit_video.shapes import VideoShape
+from dit_video.train.data import pad_frames, to_video
+from dit_video.video.io import write_video
+
+FIELDS = ("background", "colour", "shape", "motion", "all")
+BATCH_TOKENS = 8192  # of the conditional half of a pack
+SHEET_CLIPS, SHEET_FRAMES, SHEET_COLUMNS = 48, 5, 3
+RIGHT, WRONG, BORDER = (40, 170, 60), (220, 40, 40), 3
+
+
+@dataclass(frozen=True)
+class Question:
+    """A held-out scene, the prompt that asks for it, and the seed of the clip that answers."""
+
+    scene: Scene
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was found in the clip that a question got."""
+
+    question: Question
+    found: Detection
+    right: dict[str, bool]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of `total` answers, with its 95 % interval."""
+
+    right: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        """From 0 to 1."""
+        return self.right / self.total
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval."""
+        z, n, p = 1.959964, self.total, self.share
+        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        return centre - half, centre + half
+
+
+def held_out_questions(count: int, shape: VideoShape, *, first_seed: int = 0) -> list[Question]:
+    """The same `count` questions for the same shape, always.
+
+    They have one object, and combinations and wordings that training never sees.
+    """
+    return list(_questions(count, shape, first_seed))
+
+
+def _questions(count: int, shape: VideoShape, first_seed: int) -> Iterator[Question]:
+    for index in range(count):
+        rng = np.random.default_rng((2024, index))
+        scene = sample_scene(
+            rng, num_frames=shape.num_frames, size=(shape.width, shape.height), held_out=True, objects=1
+        )
+        yield Question(scene, caption(scene, rng, held_out=True), first_seed + index)
+
+
+def evaluate(
+    stages: Stages, questions: Sequence[Question], shape: VideoShape, settings: Settings, *, progress: Progress
+) -> tuple[list[Answer], list[np.ndarray]]:
+    """The answer to every question, and the frames (SHEET_FRAMES, H, W, 3) of the first SHEET_CLIPS clips.
+
+    Clips are sampled in packs; which pack a clip is in does not change it. `stages` should keep its stages loaded.
+    """
+    grid = stages.checkpoint.grid
+    tokens = math.prod(grid.tokens(grid.latent(shape)))
+    size = max(1, BATCH_TOKENS // tokens)
+    latents_of: Callable[[Sequence[Question]], list[torch.Tensor]] = lambda batch: sample_latents(  # noqa: E731
+        stages, [Clip(prompt=q.prompt, shape=shape, seed=q.seed) for q in batch], settings
+    )
+    return _answers(stages, questions, shape, size, latents_of, progress)
+
+
+def reconstruct(
+    stages: Stages, questions: Sequence[Question], shape: VideoShape, *, progress: Progress
+) -> tuple[list[Answer], list[np.ndarray]]:
+    """The same for the autoencoder alone: the scenes themselves, encoded and decoded."""
+    padded = stages.checkpoint.grid.padded(shape)
+
+    @torch.no_grad()
+    def latents_of(batch: Sequence[Question]) -> list[torch.Tensor]:
+        vae = stages.vae
+        like = next(vae.parameters())
+        videos = (to_video(pad_frames(render(q.scene), padded)[None]) for q in batch)
+        return [vae.encode(video.to(like.device, like.dtype))[0].float() for video in videos]
+
+    return _answers(stages, questions, shape, 1, latents_of, progress)
+
+
+def _answers(
+    stages: Stages,
+    questions: Sequence[Question],
+    shape: VideoShape,
+    size: int,
+    latents_of: Callable[[Sequence[Question]], list[torch.Tensor]],
+    progress: Progress,
+) -> tuple[list[Answer], list[np.ndarray]]:
+    answers: list[Answer] = []
+    strips: list[np.ndarray] = []
+    progress("clips", 0, len(questions))
+    for start in range(0, len(questions), size):
+        batch = questions[start : start + size]
+        for question, latents in zip(batch, latents_of(batch), strict=True):
+            frames = np.stack(list(decode_frames(stages.vae, latents, shape)))
+            found = detect(frames)
+            answers.append(Answer(question, found, score(found, question.scene)))
+            if len(strips) < SHEET_CLIPS:
+                strips.append(frames[np.linspace(0, len(frames) - 1, SHEET_FRAMES).round().astype(int)])
+            progress("clips", len(answers), len(questions))
+    return answers, strips
+
+
+def rates(answers: Sequence[Answer]) -> dict[str, Rate]:
+    """How often each field, and all of them together, were right."""
+    return {field: Rate(sum(answer.right[field] for answer in answers), len(answers)) for field in FIELDS}
+
+
+def rates_by_value(answers: Sequence[Answer], field: str) -> dict[str, Rate]:
+    """How often a field ("shape", "colour" or "motion") was right, for each value that was asked for."""
+    groups: dict[str, list[Answer]] = {}
+    for answer in answers:
+        groups.setdefault(getattr(answer.question.scene.objects[0], field), []).append(answer)
+    return {
+        value: Rate(sum(answer.right[field] for answer in group), len(group)) for value, group in sorted(groups.items())
+    }
+
+
+def table(answers: Sequence[Answer]) -> str:
+    """The rates as text, one line per field."""
+    lines = [f"{'':12}{'right':>8}   95 % interval    cannot tell"]
+    for field, rate in rates(answers).items():
+        low, high = rate.interval
+        blank = sum(None in _blanks(answer.found, field) for answer in answers)
+        lines.append(f"{field:12}{rate.share:8.1%}   {low:6.1%} to {high:6.1%}  {blank:8d} of {rate.total}")
+    return "\n".join(lines)
+
+
+def _blanks(found: Detection, field: str) -> list[str | None]:
+    return [getattr(found, name) for name in (FIELDS[:-1] if field == "all" else (field,))]
+
+
+def report(answers: Sequence[Answer]) -> dict[str, Any]:
+    """Everything as JSON: rates with intervals, rates by what was asked for, and each clip."""
+
+    def fields(rate: Rate) -> dict[str, Any]:
+        return {
+            "share": rate.share,
+            "low": rate.interval[0],
+            "high": rate.interval[1],
+            "right": rate.right,
+            "total": rate.total,
+        }
+
+    return {
+        "rates": {field: fields(rate) for field, rate in rates(answers).items()},
+        "by_value": {
+            field: {value: fields(rate) for value, rate in rates_by_value(answers, field).items()}
+            for field in ("shape", "colour", "motion")
+        },
+        "clips": [
+            {
+                "prompt": a.question.prompt,
+                "seed": a.question.seed,
+                "wanted": _wanted(a.question.scene),
+                "found": asdict(a.found),
+                "right": a.right,
+            }
+            for a in answers
+        ],
+    }
+
+
+def _wanted(scene: Scene) -> dict[str, str]:
+    thing = scene.objects[0]
+    return {"shape": thing.shape, "colour": thing.colour, "background": scene.background, "motion": thing.motion}
+
+
+def save_sheet(path: Path, answers: Sequence[Answer], strips: Sequence[np.ndarray], *, overwrite: bool) -> None:
+    """A PNG of the clips' frames in the order of the questions, framed green when everything is right, else red."""
+    tiles = []
+    for answer, frames in zip(answers, strips, strict=False):
+        strip = np.concatenate(list(frames), axis=1)  # H 5W 3
+        colour = RIGHT if answer.right["all"] else WRONG
+        edge = ((BORDER, BORDER), (BORDER, BORDER))
+        tiles.append(np.stack([np.pad(strip[..., c], edge, constant_values=colour[c]) for c in range(3)], axis=-1))
+    tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % SHEET_COLUMNS)
+    rows = [np.concatenate(tiles[i : i + SHEET_COLUMNS], axis=1) for i in range(0, len(tiles), SHEET_COLUMNS)]
+    write_video(path, iter([np.concatenate(rows, axis=0)]), fps=1, overwrite=overwrite)

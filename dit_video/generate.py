@@ -1,0 +1,406 @@
+"""From prompts to frames: text, then denoising, then decoding.
+
+Each stage is loaded when it is needed and freed before the next. Clips are denoised as one pack: their patches go
+through the transformer together, each clip attending only to itself, so a clip comes out the same whatever else is in
+the pack. The solvers are elementwise, so the pack is one flat vector to them.
+"""
+
+import gc
+import math
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dit_video.checkpoints.files import save_tensors
+from dit_video.errors import DvgenError, UsageError
+from dit_video.flow.guidance import guided, needs_guidance
+from dit_video.flow.levels import NUM_TRAIN_TIMESTEPS, flow_levels
+from dit_video.flow.solvers import SOLVERS
+from dit_video.shapes import Grid, VideoShape
+from dit_video.video.io import write_video
+
+if TYPE_CHECKING:
+    from dit_video.models.wan.dit import TextKeys, WanDiT
+    from dit_video.models.wan.vae import WanVAE
+    from dit_video.text.encoders import TextEncoder
+
+Progress = Callable[[str, int, int], None]  # (stage, parts done, parts in all); called with 0 done when a stage begins
+Note = Callable[[str], None]  # one sentence that the user should see
+
+PACK_TOKENS = (
+    65_536  # above this many the conditional and the unconditional pass run one after the other, in half the memory
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """One video to make: what it shows, what it must not, its size, and the seed of its noise."""
+
+    prompt: str
+    negative: str = ""
+    shape: VideoShape
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to denoise.
+
+    solver: a key of `flow.solvers.SOLVERS`. sigmas: "release" or "diffusers". shift: above 0. guidance: one scale, or
+    those of the high-noise and of the low-noise expert; 1 is none. guidance_interval: the lowest and the highest noise
+    level that is guided.
+    """
+
+    steps: int
+    solver: str = "unipc"
+    sigmas: str = "release"
+    shift: float = 1.0
+    guidance: tuple[float, ...] = (1.0,)
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+
+
+class Checkpoint(Protocol):
+    """A model that can be sampled: its arithmetic, and its stages to load.
+
+    boundary: the noise level from which up the first of two experts denoises; None when there is one transformer.
+    """
+
+    @property
+    def grid(self) -> Grid: ...
+
+    @property
+    def latent_channels(self) -> int: ...
+
+    @property
+    def boundary(self) -> float | None: ...
+
+    def load_text(self, *, dtype: torch.dtype, device: torch.device) -> "TextEncoder": ...
+
+    def load_dit(self, which: str = "transformer", *, dtype: torch.dtype, device: torch.device) -> "WanDiT": ...
+
+    def load_vae(self, *, dtype: torch.dtype, device: torch.device) -> "WanVAE": ...
+
+
+def _silent(*_: object) -> None:
+    pass
+
+
+class Stages:
+    """The stages of a checkpoint, loaded when first used: one in memory at a time, or all kept for many packs.
+
+    seconds: time spent so far on "load", "text", "denoise" and "decode". forwards: clips put through the transformer so
+    far, counted by the transformer itself.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        keep: bool = False,
+        progress: Progress = _silent,
+        note: Note = _silent,
+    ) -> None:
+        self.checkpoint, self.dtype, self.device, self.keep = checkpoint, dtype, device, keep
+        self.progress, self.note = progress, note
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.told_unknown_words: set[str] = set()
+        self._loaded: dict[str, Any] = {}
+        self._passes_of_freed = 0
+
+    @property
+    def text(self) -> "TextEncoder":
+        """The text encoder."""
+        return self._stage("text encoder", self.checkpoint.load_text)
+
+    @property
+    def vae(self) -> "WanVAE":
+        """The autoencoder."""
+        return self._stage("autoencoder", self.checkpoint.load_vae)
+
+    def dit(self, which: str = "transformer") -> "WanDiT":
+        """The transformer, or "transformer_2", the low-noise expert."""
+        return self._stage(which, lambda **where: self.checkpoint.load_dit(which, **where))
+
+    def _stage(self, name: str, load: Callable[..., Any]) -> Any:
+        if name not in self._loaded:
+            if not self.keep:
+                self.free()
+            self.progress(f"load {name}", 0, 1)
+            with self.timed("load"):
+                self._loaded[name] = load(dtype=self.dtype, device=self.device)
+            self.progress(f"load {name}", 1, 1)
+        return self._loaded[name]
+
+    @property
+    def forwards(self) -> int:
+        """Clips put through the transformer so far."""
+        return self._passes_of_freed + sum(
+            stage.passes for name, stage in self._loaded.items() if name.startswith("transformer")
+        )
+
+    def free(self) -> None:
+        """Drop every loaded stage from memory."""
+        if not self._loaded:
+            return
+        self._passes_of_freed = self.forwards
+        self._loaded.clear()
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @contextmanager
+    def timed(self, activity: str) -> Iterator[None]:
+        """Adds the time of its body, the device's work included, to `seconds[activity]`.
+
+        Loading that happens within counts as loading only.
+        """
+        started, loading = time.perf_counter(), self.seconds["load"]
+        try:
+            yield
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+        finally:
+            self.seconds[activity] += time.perf_counter() - started - (self.seconds["load"] - loading)
+
+
+@torch.no_grad()
+def sample_latents(stages: Stages, clips: Sequence[Clip], settings: Settings) -> list[Tensor]:
+    """The normalised latents of all clips, denoised as one pack: float32 (C, T, H, W) each, on the padded grid.
+
+    A seed means the same noise on every device, in every pack, and in diffusers.
+
+    Raises:
+        DvgenError: the latents are not finite.
+    """
+    guides = max(settings.guidance) > 1
+    prompts = list(
+        dict.fromkeys(text for clip in clips for text in ([clip.prompt, clip.negative] if guides else [clip.prompt]))
+    )
+    denoiser = _Denoiser(stages, clips, settings, prompts, _encode(stages, prompts))
+    levels = flow_levels(settings.steps, shift=settings.shift, convention=settings.sigmas, solver=settings.solver)
+    x = torch.cat([_noise(stages.checkpoint, clip).flatten() for clip in clips]).to(stages.device)
+
+    denoiser.expert(float(levels.timesteps[0]))  # loads it, before the steps are timed
+    stages.progress("steps", 0, settings.steps)
+    with stages.timed("denoise"):
+        x = SOLVERS[settings.solver](
+            denoiser, x, levels, on_step=lambda i, total, *_: stages.progress("steps", i + 1, total)
+        )
+    if not bool(torch.isfinite(x).all()):
+        cause = (
+            "float16 overflowed; use --dtype bfloat16" if stages.dtype == torch.float16 else "the weights are damaged"
+        )
+        raise DvgenError(f"the latents hold infinite or undefined numbers: {cause}.")
+    return denoiser.unpack(x)
+
+
+def _encode(stages: Stages, prompts: list[str]) -> list[Tensor]:
+    text = stages.text
+    stages.progress("text", 0, 1)
+    with stages.timed("text"):
+        embeds = text.encode(prompts)
+    stages.progress("text", 1, 1)
+    unknown = list(dict.fromkeys(word for prompt in prompts for word in text.unknown_words(prompt)))
+    if not stages.told_unknown_words.issuperset(unknown):
+        stages.told_unknown_words.update(unknown)
+        words = ", ".join(repr(word) for word in unknown)
+        stages.note(
+            f"this model never learnt the word{'s' * (len(unknown) > 1)} {words}; `dvgen info` shows what it knows."
+        )
+    return embeds
+
+
+def _latent_size(checkpoint: Checkpoint, clip: Clip) -> tuple[int, int, int, int]:
+    shape = checkpoint.grid.latent(clip.shape)
+    return checkpoint.latent_channels, shape.frames, shape.height, shape.width
+
+
+def _noise(checkpoint: Checkpoint, clip: Clip) -> Tensor:
+    generator = torch.Generator("cpu").manual_seed(clip.seed)
+    return torch.randn((1, *_latent_size(checkpoint, clip)), generator=generator, dtype=torch.float32)
+
+
+class _Denoiser:
+    """denoise(x, sigma, timestep) of a pack, x and the result flat: its clips' (C, T, H, W) one after the other."""
+
+    def __init__(
+        self, stages: Stages, clips: Sequence[Clip], settings: Settings, prompts: list[str], embeds: list[Tensor]
+    ) -> None:
+        self.stages, self.settings, self.embeds = stages, settings, embeds
+        self.sizes = [_latent_size(stages.checkpoint, clip) for clip in clips]
+        self.cond = [prompts.index(clip.prompt) for clip in clips]
+        self.uncond = [prompts.index(clip.negative) for clip in clips if clip.negative in prompts]
+        grid = stages.checkpoint.grid
+        tokens = sum(math.prod(grid.tokens(grid.latent(clip.shape))) for clip in clips)
+        self.together = 2 * tokens <= PACK_TOKENS
+        self.text: dict[str, TextKeys] = {}
+
+    def expert(self, timestep: float) -> tuple["WanDiT", "TextKeys", float]:
+        """The transformer for a timestep, its keys of the prompts, and its guidance scale."""
+        boundary = self.stages.checkpoint.boundary
+        low_noise = boundary is not None and timestep < boundary * NUM_TRAIN_TIMESTEPS
+        which = "transformer_2" if low_noise else "transformer"
+        dit = self.stages.dit(which)
+        if which not in self.text:
+            self.text = {which: dit.encode_text(self.embeds)}
+        return dit, self.text[which], self.settings.guidance[-1 if low_noise else 0]
+
+    def __call__(self, x: Tensor, sigma: float, timestep: float) -> Tensor:
+        dit, text, scale = self.expert(timestep)
+        latents = self.unpack(x)
+        times = [torch.full((size[1],), timestep) for size in self.sizes]
+        if not needs_guidance(sigma, scale, self.settings.guidance_interval):
+            velocity = _flat(dit(latents, times, text, self.cond))
+        elif self.together:
+            cond, uncond = _flat(dit(latents * 2, times * 2, text, self.cond + self.uncond)).chunk(2)
+            velocity = guided(cond, uncond, scale)
+        else:
+            cond, uncond = (_flat(dit(latents, times, text, prompts)) for prompts in (self.cond, self.uncond))
+            velocity = guided(cond, uncond, scale)
+        return x - sigma * velocity
+
+    def unpack(self, x: Tensor) -> list[Tensor]:
+        """The clips' latents (C, T, H, W), out of the flat pack."""
+        parts = x.split([math.prod(size) for size in self.sizes])
+        return [part.view(size) for part, size in zip(parts, self.sizes, strict=True)]
+
+
+def _flat(latents: Sequence[Tensor]) -> Tensor:
+    return torch.cat([x.flatten() for x in latents])
+
+
+@torch.no_grad()
+def decode_frames(vae: "WanVAE", latents: Tensor, shape: VideoShape) -> Iterator[np.ndarray]:
+    """Frames (H, W, 3) uint8 as they are decoded from latents (C, T, H, W), cropped and trimmed to `shape`.
+
+    What a clip is padded with comes at its end, at the bottom and at the right, in training as here.
+    """
+    left = shape.num_frames
+    for chunk in vae.decode_stream(latents[None].to(next(vae.parameters()).dtype)):  # 1 3 t H W
+        pixels = chunk[0, :, :left, : shape.height, : shape.width].float()
+        frames = pixels.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(1, 2, 3, 0).cpu().numpy()  # t H W 3
+        yield from frames
+        left -= len(frames)
+        if left == 0:
+            return
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What `generate` made.
+
+    grid: patches in time, height and width. seconds: per activity. peak_memory: in bytes, see `peak_memory`.
+    """
+
+    path: Path
+    width: int
+    height: int
+    frames: int
+    fps: float
+    seed: int
+    grid: tuple[int, int, int]
+    tokens: int
+    steps: int
+    forwards: int
+    seconds: dict[str, float]
+    peak_memory: dict[str, int]
+
+
+def generate(
+    stages: Stages,
+    clip: Clip,
+    settings: Settings,
+    path: Path,
+    *,
+    fps: float,
+    overwrite: bool = False,
+    save_latents: Path | None = None,
+) -> Result:
+    """Makes one video file; with `save_latents` also a file of its latents, which is there before decoding begins.
+
+    Raises:
+        DvgenError: a stage that cannot be loaded, latents that are not finite, or a file that cannot be written.
+    """
+    latents = sample_latents(stages, [clip], settings)[0]
+    if save_latents:
+        about = {"prompt": clip.prompt, "negative": clip.negative, "seed": str(clip.seed), "size": str(clip.shape)}
+        save_tensors({"latents": latents.cpu()}, save_latents, metadata=about)
+    vae = stages.vae
+    stages.progress("decode", 0, clip.shape.num_frames)
+    with stages.timed("decode"):
+        frames = _counted(decode_frames(vae, latents, clip.shape), stages.progress, clip.shape.num_frames)
+        written = write_video(path, frames, fps=fps, overwrite=overwrite)
+    stages.progress("decode", clip.shape.num_frames, clip.shape.num_frames)
+    if written.note:
+        stages.note(written.note)
+    grid = stages.checkpoint.grid.tokens(stages.checkpoint.grid.latent(clip.shape))
+    return Result(
+        path=written.path,
+        width=written.width,
+        height=written.height,
+        frames=written.frames,
+        fps=written.fps,
+        seed=clip.seed,
+        grid=grid,
+        tokens=math.prod(grid),
+        steps=settings.steps,
+        forwards=stages.forwards,
+        seconds={activity: round(seconds, 3) for activity, seconds in stages.seconds.items()},
+        peak_memory=peak_memory(stages.device),
+    )
+
+
+def _counted(frames: Iterator[np.ndarray], progress: Progress, total: int) -> Iterator[np.ndarray]:
+    for count, frame in enumerate(frames):
+        progress("decode", count, total)  # the last one counts when the file is there: encoders run behind
+        yield frame
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """The most memory of this process so far, in bytes: "host" where the system counts it, "device" on CUDA."""
+    found = {}
+    if sys.platform != "win32":
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        found["host"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    if device.type == "cuda":
+        found["device"] = torch.cuda.max_memory_allocated(device)
+    return found
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of "auto" (a GPU where there is one), "cpu", "cuda" or "mps".
+
+    Raises:
+        UsageError: this machine does not have it.
+    """
+    present = [device for device, here in _devices().items() if here]
+    if name != "auto" and name not in present:
+        raise UsageError(f"--device {name}: PyTorch finds no such device on this machine; the nearest is {present[0]}.")
+    return torch.device(present[0] if name == "auto" else name)
+
+
+def _devices() -> dict[str, bool]:
+    return {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of that name; "auto" is bfloat16 where the hardware multiplies it faster, else float32."""
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type == "cpu":
+        found = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.11 does not tell
+        return torch.bfloat16 if found.get("amx_bf16") or found.get("avx512_bf16") else torch.float32
+    return torch.bfloat16 if device.type == "cuda" else torch.float32

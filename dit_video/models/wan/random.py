@@ -1,0 +1,58 @@
+"""A Wan model with random weights and no files, to try the whole program: its stages are those of a checkpoint."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from dit_video.checkpoints.files import Summary
+from dit_video.models.wan.dit import DiTConfig, WanDiT
+from dit_video.models.wan.pipeline import Defaults
+from dit_video.models.wan.vae import VAEConfig, WanVAE
+from dit_video.models.wan.variants import TINY
+from dit_video.shapes import Grid
+from dit_video.text.encoders import TextEncoder
+from dit_video.text.random import random_text_encoder
+
+SEED = 20_240_527
+CONTRAST = 2.0  # of the decoder's last layer: as initialised it gives an even gray, which would hide what changes
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomCheckpoint:
+    """Stands where a `WanCheckpoint` stands."""
+
+    dit: DiTConfig = TINY.dit
+    vae: VAEConfig = TINY.vae
+    defaults: Defaults = TINY.defaults
+    boundary: float | None = None
+    components: Mapping[str, Summary] = field(default_factory=dict)
+
+    @property
+    def grid(self) -> Grid:
+        """Pixels per latent and latents per token."""
+        return Grid(stride=self.vae.stride, patch=self.dit.patch)
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents."""
+        return self.vae.z_dim
+
+    def load_text(self, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> TextEncoder:
+        """A text encoder that reads any text, byte by byte."""
+        return random_text_encoder(dim=self.dit.text_dim, seed=SEED, dtype=dtype, device=device)
+
+    def load_dit(self, which: str = "transformer", *, dtype: torch.dtype, device: torch.device | str = "cpu") -> WanDiT:
+        """A transformer as torch initialises it: unlike at the start of training, every part changes the result."""
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(SEED + (which == "transformer_2"))
+            module = WanDiT(self.dit)
+        return module.to(device, dtype).eval().requires_grad_(False)
+
+    def load_vae(self, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> WanVAE:
+        """An autoencoder as torch initialises it, with more contrast."""
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(SEED)
+            module = WanVAE(self.vae).requires_grad_(False)
+        module.decoder.get_parameter("head.2.weight").mul_(CONTRAST)
+        return module.to(device, dtype).eval()

@@ -1,0 +1,195 @@
+"""Attention over packed clips: each clip's queries see that clip's keys only (NaViT, arXiv 2307.06304).
+
+Shapes: N query tokens of all clips, M key tokens of all clips, H heads, E width of a head; n and m the queries and keys of one clip,
+G clips that run as one batch.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+Lengths = tuple[int, ...]
+# (q (N, H, E), k (M, H, E), v (M, H, E), lengths, kv_lengths, key_bias (M,) or None) -> (N, H, E)
+Backend = Callable[[Tensor, Tensor, Tensor, Lengths, Lengths, Tensor | None], Tensor]
+
+TILE = 32  # tiled attention pads clips to multiples of this many tokens
+# Tiled attention keeps the probabilities (n m H numbers) for its backward; longer clips go to fused attention, which does not.
+TILED_MAX_LENGTH = 2048
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    lengths: Sequence[int],
+    kv_lengths: Sequence[int] | None = None,
+    key_bias: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """softmax(q k^T / sqrt(E) + key_bias) v, block diagonal over clips.
+
+    Args:
+        q: (N, H, E), the queries of all clips one after the other.
+        k, v: (M, H, E), the keys and values likewise. q and k may be float32 where v is not.
+        lengths: queries of each clip; they sum to N.
+        kv_lengths: keys of each clip; they sum to M. None: the same as `lengths` (self-attention).
+        key_bias: (M,) added to the logits of each key; it gets no gradient.
+        backend: a name in BACKENDS; None chooses by device, length and whether gradients are wanted.
+
+    Returns:
+        (N, H, E) of v's dtype.
+    """
+    lengths = tuple(lengths)
+    kv_lengths = lengths if kv_lengths is None else tuple(kv_lengths)
+    assert sum(lengths) == len(q) and sum(kv_lengths) == len(k) == len(v), "lengths must cover the pack"
+    if backend is None:
+        training = q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad
+        backend = "tiled" if training and max(lengths + kv_lengths) <= TILED_MAX_LENGTH else "sdpa"
+    return BACKENDS[backend](q, k, v, lengths, kv_lengths, key_bias)
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, kv_lengths: Lengths, key_bias: Tensor | None) -> Tensor:
+    """torch's fused attention; consecutive clips of equal lengths run as one batch."""
+    pairs = itertools.groupby(zip(lengths, kv_lengths, strict=True))
+    groups = [(n, m, sum(1 for _ in clips)) for (n, m), clips in pairs]
+    # split, not slices: its backward is one concatenation instead of a zero-filled tensor for every group
+    queries, keys = [n * count for n, _, count in groups], [m * count for _, m, count in groups]
+    biases = [None] * len(groups) if key_bias is None else key_bias.to(v.dtype).split(keys)
+    q, k = q.to(v.dtype), k.to(v.dtype)
+    out = []
+    for (_, m, count), q_g, k_g, v_g, bias in zip(groups, q.split(queries), k.split(keys), v.split(keys), biases, strict=True):
+        q_g, k_g, v_g = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in (q_g, k_g, v_g))  # (G, H, n or m, E)
+        mask = None if bias is None else bias.view(count, 1, 1, m)
+        out.append(F.scaled_dot_product_attention(q_g, k_g, v_g, attn_mask=mask).transpose(1, 2).flatten(0, 1))  # (G n, H, E)
+    return out[0] if len(out) == 1 else torch.cat(out)  # (N, H, E)
+
+
+def reference(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, kv_lengths: Lengths, key_bias: Tensor | None) -> Tensor:
+    """The definition in float64, clip by clip: what the other backends are tested against."""
+    bias = torch.zeros(len(k), dtype=torch.float64, device=k.device) if key_bias is None else key_bias.double()
+    out = []
+    parts = (q.double().split(lengths), k.double().split(kv_lengths), v.double().split(kv_lengths), bias.split(kv_lengths))
+    for q_i, k_i, v_i, bias_i in zip(*parts, strict=True):
+        logits = torch.einsum("nhe,mhe->hnm", q_i, k_i) / q.shape[-1] ** 0.5 + bias_i
+        out.append(torch.einsum("hnm,mhe->nhe", logits.softmax(-1), v_i))
+    return torch.cat(out).to(v.dtype)
+
+
+def tiled(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, kv_lengths: Lengths, key_bias: Tensor | None) -> Tensor:
+    """Product, softmax, product in v's dtype, with their backward: for training on a CPU with many short clips.
+
+    There it is several times faster than fused attention (benchmarks/bench_dit.py). Clips are padded to multiples of TILE tokens, and those
+    of equal padded lengths run as one batch: fewer products, and oneDNN, which compiles a kernel for every new shape of a bfloat16
+    product (milliseconds each), sees the same few shapes again and again.
+    """
+    return _Tiled.apply(q, k, v, key_bias, _tiling(lengths, kv_lengths, q.shape[1]))
+
+
+BACKENDS: dict[str, Backend] = {"sdpa": sdpa, "tiled": tiled, "reference": reference}
+
+
+@dataclass(frozen=True)
+class _Side:
+    """Where the rows (token, head) of all queries, or of all keys, lie among the padded rows (clip, head, token).
+
+    gather: (padded rows,) row of each padded row, any for padding. scatter: (rows,) padded row of each row.
+    padding: (padded rows,) bool. lengths: the padded length of each group.
+    """
+
+    gather: Tensor
+    scatter: Tensor
+    padding: Tensor
+    lengths: tuple[int, ...]
+
+    def pad(self, x: Tensor, counts: Sequence[int]) -> list[Tensor]:
+        """(N, H, E) to one (G H, n, E) for each group."""
+        return self.split(x.flatten(0, 1).index_select(0, self.gather), counts, x.shape[1])
+
+    def split(self, rows: Tensor, counts: Sequence[int], heads: int) -> list[Tensor]:
+        """Padded rows (rows, E) to one view (G H, n, E) for each group."""
+        batches = [count * heads for count in counts]
+        parts = rows.split([batch * n for batch, n in zip(batches, self.lengths, strict=True)])
+        return [part.unflatten(0, (batch, -1)) for part, batch in zip(parts, batches, strict=True)]
+
+    def unpad(self, rows: Tensor, heads: int) -> Tensor:
+        """Padded rows (rows, E) to (N, H, E)."""
+        return rows.index_select(0, self.scatter).unflatten(0, (-1, heads))
+
+
+@dataclass(frozen=True)
+class _Tiling:
+    """Groups of clips of equal padded lengths: their numbers of clips, and where queries and keys go."""
+
+    counts: tuple[int, ...]
+    queries: _Side
+    keys: _Side
+
+
+@lru_cache(maxsize=16)
+def _tiling(lengths: Lengths, kv_lengths: Lengths, heads: int) -> _Tiling:
+    """The tiling of a pack; cached because all blocks of the model ask for the same two."""
+    padded = [(-(-n // TILE) * TILE, -(-m // TILE) * TILE) for n, m in zip(lengths, kv_lengths, strict=True)]
+    order = sorted(range(len(padded)), key=lambda i: padded[i])
+    groups = [(key, sum(1 for _ in clips)) for key, clips in itertools.groupby(padded[i] for i in order)]
+    sides = []
+    for side, sizes in enumerate((lengths, kv_lengths)):
+        starts = list(itertools.accumulate(sizes, initial=0))
+        rows = []
+        for i in order:
+            position = torch.arange(padded[i][side]).expand(heads, -1)  # (H, n)
+            row = (starts[i] + position) * heads + torch.arange(heads)[:, None]
+            rows.append(torch.where(position < sizes[i], row, -1).flatten())
+        gather = torch.cat(rows)
+        padding = gather < 0
+        scatter = torch.empty(sum(sizes) * heads, dtype=torch.int64)
+        scatter[gather[~padding]] = torch.arange(len(gather))[~padding]
+        sides.append(_Side(gather.clamp(min=0), scatter, padding, tuple(key[side] for key, _ in groups)))
+    return _Tiling(tuple(count for _, count in groups), *sides)
+
+
+class _Tiled(Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None, tiling: _Tiling) -> Tensor:
+        heads, counts, queries, keys = q.shape[1], tiling.counts, tiling.queries, tiling.keys
+        ctx.tiling, ctx.dtypes = tiling, (q.dtype, k.dtype)
+        q = (q * q.shape[-1] ** -0.5).to(v.dtype)
+        bias = torch.zeros(len(k)) if key_bias is None else key_bias
+        bias = bias.repeat_interleave(heads).index_select(0, keys.gather).masked_fill_(keys.padding, -torch.inf).to(v.dtype)
+        out = torch.empty(len(queries.gather), v.shape[-1], dtype=v.dtype)
+        q_s, k_s, v_s = queries.pad(q, counts), keys.pad(k.to(v.dtype), counts), keys.pad(v, counts)
+        bias_s, out_s = keys.split(bias, counts, heads), queries.split(out, counts, heads)
+        probs = []
+        with torch.autocast("cpu", enabled=False):
+            for q_g, k_g, v_g, bias_g, out_g in zip(q_s, k_s, v_s, bias_s, out_s, strict=True):
+                logits = torch.bmm(q_g, k_g.mT).add_(bias_g[:, None])  # (G H, n, m)
+                probs.append(logits.softmax(-1))
+                torch.bmm(probs[-1], v_g, out=out_g)  # (G H, n, E)
+        ctx.save_for_backward(*q_s, *k_s, *v_s, *probs)
+        return queries.unpad(out, heads)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        tiling, heads = ctx.tiling, grad.shape[1]
+        counts, queries, keys = tiling.counts, tiling.queries, tiling.keys
+        saved = [ctx.saved_tensors[i * len(counts) : (i + 1) * len(counts)] for i in range(4)]  # q, k, v, probabilities
+        rows = grad.flatten(0, 1).index_select(0, queries.gather).masked_fill_(queries.padding[:, None], 0)
+        d_q, d_k, d_v = (torch.empty(len(s.gather), grad.shape[-1], dtype=grad.dtype) for s in (queries, keys, keys))
+        outs = queries.split(d_q, counts, heads), keys.split(d_k, counts, heads), keys.split(d_v, counts, heads)
+        with torch.autocast("cpu", enabled=False):
+            for g, q_g, k_g, v_g, p, d_q_g, d_k_g, d_v_g in zip(
+                queries.split(rows, counts, heads), *saved, *outs, strict=True
+            ):
+                torch.bmm(p.mT, g, out=d_v_g)
+                d_logits = torch._softmax_backward_data(torch.bmm(g, v_g.mT), p, -1, p.dtype)  # (G H, n, m)
+                torch.bmm(d_logits, k_g, out=d_q_g)
+                torch.bmm(d_logits.mT, q_g, out=d_k_g)
+        d_q = queries.unpad(d_q, heads).to(ctx.dtypes[0]) * grad.shape[-1] ** -0.5
+        return d_q, keys.unpad(d_k, heads).to(ctx.dtypes[1]), keys.unpad(d_v, heads), None, None

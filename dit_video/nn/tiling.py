@@ -1,0 +1,43 @@
+"""Overlapping windows that cover a length, and the weights that blend what was computed in each of them."""
+
+import torch
+from torch import Tensor
+
+from dit_video.errors import UsageError
+
+OVERLAP = 8
+"""Positions that neighbouring windows share, at least. A window's result is off near its cut sides, and less so the further in."""
+
+MARGIN = 2
+"""Outermost positions of an overlap that get no weight; between the two margins the weight passes linearly from window to window."""
+
+
+def windows(length: int, size: int, scale: int) -> list[tuple[slice, Tensor]]:
+    """Windows of `size` positions spread evenly over `length`, each with its weights (size * scale,), which sum to 1 at every point.
+
+    Raises:
+        UsageError: size is too small for the overlap.
+    """
+    if size < min(length, 2 * OVERLAP):
+        raise UsageError(
+            f"a tile of {size} latents: it must be at least {2 * OVERLAP} latents; the nearest is {2 * OVERLAP}."
+        )
+    if size >= length:
+        return [(slice(0, length), torch.ones(length * scale))]
+    count = -(-(length - OVERLAP) // (size - OVERLAP))
+    starts = [i * (length - size) // (count - 1) for i in range(count)]
+    ramps = torch.zeros(count, length * scale)
+    for i, start in enumerate(starts):
+        ramps[i, start * scale : (start + size) * scale] = _ramp(size, scale, first=i == 0, last=i == count - 1)
+    ramps /= ramps.sum(0)
+    return [
+        (slice(at, at + size), ramp[at * scale : (at + size) * scale]) for at, ramp in zip(starts, ramps, strict=True)
+    ]
+
+
+def _ramp(size: int, scale: int, *, first: bool, last: bool) -> Tensor:
+    """0 over a margin, then linearly up to 1 at the far side of the overlap, from both ends; 1 towards the ends of the whole."""
+    points = (torch.arange(size * scale) + 0.5) / scale
+    rise = ((points - MARGIN) / (OVERLAP - 2 * MARGIN)).clamp(0, 1)
+    left, right = (torch.ones_like(rise) if end else side for end, side in ((first, rise), (last, rise.flip(0))))
+    return torch.minimum(left, right)

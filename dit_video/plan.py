@@ -1,0 +1,143 @@
+"""What a video would take, before anything is loaded: memory and arithmetic, from the configs and the shape alone.
+
+Estimates, not promises: they are there to refuse what cannot work, and to warn of what takes hours.
+"""
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from dit_video.errors import UsageError
+from dit_video.shapes import MIN_SIDE, Grid, VideoShape
+
+if TYPE_CHECKING:
+    import torch
+
+    from dit_video.checkpoints.files import Summary
+    from dit_video.models.wan.dit import DiTConfig
+    from dit_video.models.wan.vae import VAEConfig
+
+DECODER_FRAMES = 40  # frames of features of the decoder's last level alive at a time, its memory of the past included
+
+FLOPS_PER_CORE, FLOPS_OF_GPU = 5e10, 1e14  # of floating point operations per second, what usually comes out
+
+
+class Described(Protocol):
+    """A model as its headers and configs describe it."""
+
+    @property
+    def dit(self) -> "DiTConfig": ...
+
+    @property
+    def vae(self) -> "VAEConfig": ...
+
+    @property
+    def grid(self) -> Grid: ...
+
+    @property
+    def components(self) -> "Mapping[str, Summary]": ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The patches (time, height, width) of a video, and the bytes and operations that they take.
+
+    denoise_bytes, decode_bytes: with the weights of the stage. pass_flops: of one clip once through the transformer.
+    """
+
+    shape: VideoShape
+    padded: VideoShape
+    grid: tuple[int, int, int]
+    denoise_bytes: int
+    decode_bytes: int
+    pass_flops: float
+
+    @property
+    def tokens(self) -> int:
+        """The number of patches."""
+        return math.prod(self.grid)
+
+    @property
+    def nbytes(self) -> int:
+        """The most memory at a time: stages are loaded one after the other."""
+        return max(self.denoise_bytes, self.decode_bytes)
+
+
+def plan(checkpoint: Described, shape: VideoShape, *, itemsize: int) -> Plan:
+    """The plan of one clip with parameters of `itemsize` bytes."""
+    dit, vae = checkpoint.dit, checkpoint.vae
+    padded = checkpoint.grid.padded(shape)
+    grid = checkpoint.grid.tokens(checkpoint.grid.latent(shape))
+    tokens = math.prod(grid)
+    weights = {name: part.parameters * itemsize for name, part in checkpoint.components.items()}
+    # The residual stream, its modulated copy, six rows of modulation and the normalised q and k are float32.
+    activations = tokens * (10 * 4 * dit.dim + itemsize * (4 * dit.dim + 2 * dit.ffn_dim))
+    features = DECODER_FRAMES * vae.decoder_dim * vae.dim_mult[0] * padded.height * padded.width // vae.patch**2
+    block = 2 * tokens * (6 * dit.dim**2 + 2 * dit.dim * dit.ffn_dim) + 4 * tokens**2 * dit.dim
+    return Plan(
+        shape=shape,
+        padded=padded,
+        grid=grid,
+        denoise_bytes=max((weights[name] for name in weights if name.startswith("transformer")), default=0)
+        + activations,
+        decode_bytes=weights.get("vae", 0) + features * itemsize,
+        pass_flops=float(dit.num_layers * block),
+    )
+
+
+def check_memory(checkpoint: Described, shape: VideoShape, *, itemsize: int, available: int) -> Plan:
+    """The plan of a clip that fits in `available` bytes.
+
+    Raises:
+        UsageError: it does not; the message says what it would take and the nearest size that fits.
+    """
+    for part, summary in checkpoint.components.items():
+        if summary.parameters * itemsize > available:
+            dtype = "--dtype bfloat16 and " if itemsize > 2 else ""
+            needs = (
+                f"takes {_gigabytes(summary.parameters * itemsize)} of memory, and there are {_gigabytes(available)}"
+            )
+            raise UsageError(f"this model's {part} alone {needs}; try {dtype}a smaller model.")
+    wanted = plan(checkpoint, shape, itemsize=itemsize)
+    if wanted.nbytes <= available:
+        return wanted
+    part = "decoding" if wanted.decode_bytes > wanted.denoise_bytes else "denoising"
+    needs = f"{part} its {wanted.tokens:,} patches takes about {_gigabytes(wanted.nbytes)} of memory"
+    nearest = _nearest(checkpoint, shape, itemsize, available)
+    raise UsageError(f"{shape}: {needs}, and there are {_gigabytes(available)}; {nearest}.")
+
+
+def _nearest(checkpoint: Described, shape: VideoShape, itemsize: int, available: int) -> str:
+    scale = min(shape.width, shape.height)
+    for side in sorted({scale * n // 64 for n in range(1, 64)}, reverse=True):
+        smaller = replace(shape, width=shape.width * side // scale, height=shape.height * side // scale)
+        if side >= MIN_SIDE and plan(checkpoint, smaller, itemsize=itemsize).nbytes <= available:
+            return f"the nearest of this shape is {smaller.width}x{smaller.height}"
+    return "no size of this length fits: ask for fewer frames, or use a smaller model"
+
+
+def _gigabytes(nbytes: int) -> str:
+    return f"{nbytes / 1e9:,.0f} GB" if nbytes >= 1e10 else f"{nbytes / 1e9:.1f} GB"
+
+
+def available_memory(device: "torch.device") -> int:
+    """The memory of a device in bytes; for the CPU the machine's, or what its control group may use of it."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    if not hasattr(os, "sysconf"):
+        return 2**63 - 1  # Windows does not say; nothing is refused there
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    return min(total, int(text)) if text.isdecimal() else total
+
+
+def expected_seconds(plan: Plan, passes: int, device: "torch.device") -> float:
+    """Roughly how long `passes` passes take on an ordinary device of that kind."""
+    speed = FLOPS_PER_CORE * (os.cpu_count() or 1) if device.type == "cpu" else FLOPS_OF_GPU
+    return passes * plan.pass_flops / speed

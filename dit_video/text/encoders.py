@@ -1,0 +1,168 @@
+"""Text encoders of diffusers folders: UMT5 and T5 through transformers, tokenised by the folder's own tokenizer file.
+
+transformers and ftfy are imported when they are first used: together they take seconds, which `--help` must not.
+"""
+
+import html
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from torch import Tensor
+
+from dit_video.errors import CheckpointError
+from dit_video.text.spiece import read_sentencepiece
+
+if TYPE_CHECKING:
+    from transformers.models.t5.modeling_t5 import T5EncoderModel
+    from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
+
+MAX_LENGTH = 512  # of Wan, special tokens included
+
+
+def clean_prompt(text: str) -> str:
+    """The prompt as Wan's text encoder was trained to see it: mended Unicode, no HTML entities, single spaces.
+
+    The same as the release (wan/modules/tokenizers.py) and diffusers; entities are resolved twice, since scraped
+    captions have `&amp;lt;`.
+    """
+    import ftfy
+
+    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return re.sub(r"\s+", " ", text).strip()
+
+
+class TextEncoder:
+    """A tokenizer and an encoder: prompts in, one embedding per token out."""
+
+    def __init__(self, module: "UMT5EncoderModel | T5EncoderModel", tokenizer: Tokenizer) -> None:
+        self.module = module.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.tokenizer.no_padding()
+        self.tokenizer.no_truncation()
+
+    @classmethod
+    def from_folder(
+        cls, text_encoder_dir: Path, tokenizer_dir: Path, *, dtype: torch.dtype, device: torch.device | str = "cpu"
+    ) -> "TextEncoder":
+        """The encoder in the `text_encoder/` and `tokenizer/` folders of a diffusers checkpoint.
+
+        Raises:
+            CheckpointError: a file is missing or damaged, the encoder is neither UMT5 nor T5, or its tensors do not
+                fit the configuration.
+        """
+        tokenizer = load_tokenizer(tokenizer_dir)
+        return cls(_load_module(text_encoder_dir, dtype).to(device), tokenizer)
+
+    @property
+    def dim(self) -> int:
+        """The width of an embedding."""
+        return self.module.config.d_model
+
+    def token_ids(self, prompt: str, max_length: int = MAX_LENGTH) -> list[int]:
+        """The 1 to `max_length` token ids of a cleaned prompt; a longer one is cut before the closing `</s>`."""
+        self.tokenizer.enable_truncation(max_length)
+        ids = self.tokenizer.encode(clean_prompt(prompt)).ids
+        self.tokenizer.no_truncation()
+        return ids
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str], max_length: int = MAX_LENGTH) -> list[Tensor]:
+        """One tensor (L_i, dim) per prompt, L_i its number of tokens with `</s>`, in the encoder's dtype.
+
+        Each distinct prompt runs once and alone, so its numbers never depend on what else is asked for; without padding
+        its attention mask is all ones, and the work of 512 tokens becomes that of L_i.
+        """
+        embeddings = {}
+        for prompt in dict.fromkeys(prompts):
+            ids = torch.tensor([self.token_ids(prompt, max_length)], device=self.module.device)
+            embeddings[prompt] = self.module(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0]
+        return [embeddings[prompt] for prompt in prompts]
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """The words that a word-level tokenizer has no token for, each once; none for subword tokenizers."""
+        if not isinstance(self.tokenizer.model, WordLevel):
+            return []
+        text = clean_prompt(prompt)
+        encoding = self.tokenizer.encode(text)
+        unknown = self.tokenizer.token_to_id(self.tokenizer.model.unk_token)
+        spans = [span for token, span in zip(encoding.ids, encoding.offsets, strict=True) if token == unknown]
+        return list(dict.fromkeys(text[start:end] for start, end in spans))
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """`tokenizer.json` of a folder, else its `spiece.model`.
+
+    transformers' own T5 classes are not used: they read UMT5's files with T5's unknown id and without byte fallback.
+
+    Raises:
+        CheckpointError: neither file is there, or it cannot be read.
+    """
+    if (file := folder / "tokenizer.json").is_file():
+        try:
+            return Tokenizer.from_file(str(file))
+        except Exception as error:  # the Rust side raises plain Exception
+            raise CheckpointError(f"{file}: not a readable tokenizer ({error}).") from error
+    if (file := folder / "spiece.model").is_file():
+        return read_sentencepiece(file)
+    raise CheckpointError(f"{folder}: holds neither tokenizer.json nor spiece.model.")
+
+
+def _load_module(folder: Path, dtype: torch.dtype) -> Any:
+    """The encoder half of a T5-like model, its tensors read from safetensors straight into `dtype`."""
+    config = folder / "config.json"
+    if not config.is_file():
+        raise CheckpointError(f"{folder}: holds no config.json.")
+    if not any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
+        raise CheckpointError(f"{folder}: holds neither model.safetensors nor model.safetensors.index.json.")
+    try:
+        kind = json.loads(config.read_text()).get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{config}: not a JSON object ({error}).") from error
+    module_class = _encoder_class(kind, config)
+    with quiet_transformers():
+        try:
+            module, report = module_class.from_pretrained(
+                folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
+        except Exception as error:  # transformers, tokenizers and safetensors share no base class
+            raise CheckpointError(f"{folder}: the text encoder cannot be loaded ({error}).") from error
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if names := sorted(map(str, report[problem])):
+            raise CheckpointError(f"{folder}: {len(names)} {problem.replace('_', ' ')}, the first is {names[0]}.")
+    return module
+
+
+def _encoder_class(kind: str | None, config: Path) -> Any:
+    # the submodules, not the package's top: its lazy imports look at every installed backend first
+    if kind == "umt5":
+        from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
+
+        return UMT5EncoderModel
+    if kind == "t5":
+        from transformers.models.t5.modeling_t5 import T5EncoderModel
+
+        return T5EncoderModel
+    raise CheckpointError(f"{config}: model_type {kind!r}: the text encoder must be umt5 or t5.")
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No bars and no warnings of transformers' own: problems are raised as errors, progress is the caller's to show."""
+    from transformers.utils import logging
+
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,99 @@
+"""SentencePiece unigram models (`spiece.model`) as `tokenizers`, read without the sentencepiece package.
+
+The file is one protobuf message, `ModelProto` of google/sentencepiece (src/sentencepiece_model.proto), of which few
+fields are needed; the wire format is a page of protobuf's specification.
+"""
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, processors
+from tokenizers.models import Unigram
+
+from dit_video.errors import CheckpointError
+
+_NORMAL, _UNKNOWN, _USER_DEFINED, _BYTE = 1, 2, 4, 6  # SentencePiece.Type
+_UNIGRAM = 1  # TrainerSpec.ModelType
+_SPACE = "▁"
+
+
+def read_sentencepiece(file: Path) -> Tokenizer:
+    """The tokenizer of a T5-like unigram model: sentencepiece's pieces and normaliser, and `</s>` after every text.
+
+    Raises:
+        CheckpointError: not a SentencePiece model, not a unigram model, or one without `</s>` or an unknown piece.
+    """
+    try:
+        message = list(_fields(file.read_bytes()))
+        pieces = [_piece(value) for number, value in message if number == 1]
+        trainer = dict(_fields(next(value for number, value in message if number == 2)))
+        normalizer = dict(_fields(next(value for number, value in message if number == 3)))
+    except (ValueError, IndexError, StopIteration, TypeError, struct.error) as error:
+        raise CheckpointError(f"{file}: not a readable SentencePiece model.") from error
+    kinds = [kind for _, _, kind in pieces]
+    names = [text for text, _, _ in pieces]
+    if trainer.get(3, _UNIGRAM) != _UNIGRAM or _UNKNOWN not in kinds or "</s>" not in names:
+        raise CheckpointError(f"{file}: not a unigram SentencePiece model with an unknown piece and </s>.")
+
+    vocabulary = [(text, score) for text, score, _ in pieces]
+    tokenizer = Tokenizer(Unigram(vocabulary, kinds.index(_UNKNOWN), byte_fallback=_BYTE in kinds))
+    tokenizer.normalizer = _normalizer(normalizer)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
+        _SPACE, "always" if normalizer.get(3, 1) else "never", split=False
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", names.index("</s>"))]
+    )
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text, _, kind in pieces if kind == _USER_DEFINED])
+    return tokenizer
+
+
+def _normalizer(spec: dict[int, Any]) -> normalizers.Normalizer:
+    """NormalizerSpec: the compiled character map (NFKC and more), then superfluous spaces away."""
+    steps: list[normalizers.Normalizer] = []
+    if charsmap := spec.get(2):
+        steps.append(normalizers.Precompiled(charsmap))
+    if spec.get(4, 1):
+        steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+    return normalizers.Sequence(steps)
+
+
+def _piece(data: bytes) -> tuple[str, float, int]:
+    """SentencePiece: its text, log-probability and kind."""
+    fields = dict(_fields(data))
+    return fields[1].decode(), struct.unpack("<f", fields.get(2, bytes(4)))[0], fields.get(3, _NORMAL)
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
+    """The (field number, value) pairs of a protobuf message: int for varints, bytes for everything else."""
+    position = 0
+    while position < len(data):
+        key, position = _varint(data, position)
+        number, wire = key >> 3, key & 7
+        if wire == 0:
+            value, position = _varint(data, position)
+            yield number, value
+            continue
+        if wire == 2:
+            size, position = _varint(data, position)
+        elif wire in (1, 5):
+            size = 8 if wire == 1 else 4
+        else:
+            raise ValueError(f"wire type {wire}")
+        if position + size > len(data):
+            raise ValueError("cut short")
+        yield number, data[position : position + size]
+        position += size
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    """A base-128 number, low groups first, and the position after it."""
+    value = shift = 0
+    while True:
+        byte = data[position]
+        value |= (byte & 0x7F) << shift
+        position, shift = position + 1, shift + 7
+        if byte < 0x80:
+            return value, position

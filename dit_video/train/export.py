@@ -1,0 +1,46 @@
+"""From a training run to the folder that is shipped: a diffusers pipeline folder that dvgen and `WanPipeline` both open."""
+
+from pathlib import Path
+
+import torch
+
+from dit_video.models.wan.pipeline import save_folder
+from dit_video.scenes.world import BACKGROUNDS, COLOURS, MOTIONS, SHAPES
+from dit_video.train.config import DiTTrainConfig
+
+# What a diffusers folder has no field for; dvgen.json beside model_index.json holds it.
+DEFAULTS = {
+    "steps": 20,
+    "guidance": [4.0],
+    "negative": "",
+    "size": "256x144",
+    "frames": 24,
+    "fps": 12,
+    "solver": "unipc",
+    "sigmas": "release",
+    "knows": {
+        "objects": ["ball", *SHAPES],
+        "colours": list(COLOURS),
+        "backgrounds": list(BACKGROUNDS),
+        "motions": list(MOTIONS),
+        "sizes": ["small", "large"],
+    },
+}
+
+
+def export(models, out: Path, config: DiTTrainConfig) -> None:
+    """Write the models as they are now (weights of the moving average, if swapped in) to a diffusers folder.
+
+    The transformer and the autoencoder are stored in float16, the text encoder in float32, because transformers runs a model in the dtype it is stored in.
+    """
+    save_folder(
+        out,
+        dit=models.dit,
+        vae=models.vae,
+        text=models.text,
+        tokenizer=models.tokenizer,
+        defaults=DEFAULTS,
+        shift=3.0,
+        dit_dtype=torch.float16,
+        vae_dtype=torch.float16,
+    )

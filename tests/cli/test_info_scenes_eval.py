@@ -1,0 +1,94 @@
+"""`dvgen info`, `scenes`, `eval` and `train`: that they say and write what they should."""
+
+import json
+from pathlib import Path
+
+import pytest
+from dvgen.main import app
+from typer.testing import CliRunner, Result
+
+from dit_video.scenes.world import held_out
+from dit_video.video.io import probe
+from tests.tiny import tiny_experts_folder, tiny_ti2v_folder
+
+
+def run(*arguments: str | Path, code: int = 0) -> Result:
+    found = CliRunner().invoke(app, list(map(str, arguments)))
+    assert found.exit_code == code, (found.stdout, found.stderr, found.exception)
+    return found
+
+
+@pytest.fixture(scope="module")
+def ti2v(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tiny_ti2v_folder(tmp_path_factory.mktemp("models") / "ti2v")
+    (folder / "dvgen.json").write_text(json.dumps({"knows": {"shapes": ["ball", "star"]}, "steps": 2, "size": "64x32"}))
+    return folder
+
+
+def test_info_of_a_checkpoint(ti2v: Path):
+    text = run("info", ti2v).stdout
+    for words in ("wan", "diffusers", "custom", "float32", "knows        shapes: ball, star", "steps 2", "patch 1x2x2"):
+        assert words in text
+    about = json.loads(run("info", ti2v, "--json").stdout)
+    assert about["components"]["vae"]["parameters"] > 1000
+    assert about["grid"]["stride"] == [4, 16, 16]
+    assert about["defaults"]["width"] == 64
+
+
+def test_info_of_two_experts(tmp_path: Path):
+    about = json.loads(run("info", tiny_experts_folder(tmp_path / "wan"), "--json").stdout)
+    assert about["boundary"] == 0.875 and {"transformer", "transformer_2"} <= set(about["components"])
+
+
+def test_info_of_a_video(tmp_path: Path):
+    run("scenes", tmp_path / "out", "--count", "1", "--size", "34x32", "--frames", "6", "--fps", "8")
+    about = json.loads(run("info", tmp_path / "out" / "000000.mp4", "--json").stdout)
+    assert (about["width"], about["height"], about["frames"], about["fps"]) == (34, 32, 6, 8)
+    assert about["codec"] == "h264" and about["seconds"] == 0.75
+    assert "h264" in run("info", tmp_path / "out" / "000000.mp4").stdout
+
+
+def test_info_of_something_else(tmp_path: Path):
+    (tmp_path / "a.txt").write_text("no video")
+    (tmp_path / "a.safetensors").write_text("no folder")
+    for name in ("a.txt", "a.safetensors"):
+        assert name in run("info", tmp_path / name, code=1).stderr
+
+
+def test_scenes_come_with_captions_and_are_repeatable(tmp_path: Path):
+    for name, more in (("a", []), ("b", []), ("c", ["--seed", "1"])):
+        out = run("scenes", tmp_path / name, "--count", "4", "--size", "48x32", "--frames", "9", *more).stdout
+        assert out == f"{tmp_path / name}\n"
+    files = {name: {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in "abc"}
+    assert sorted(files["a"]) == sorted(f"{n:06d}.{kind}" for n in range(4) for kind in ("mp4", "txt"))
+    assert files["a"] == files["b"] and files["a"] != files["c"]
+    assert all(len(files["a"][f"{n:06d}.txt"].split()) > 3 for n in range(4))
+
+
+def test_scenes_are_native_without_a_size(tmp_path: Path):
+    run("scenes", tmp_path / "out", "--count", "6")
+    found = [probe(path) for path in sorted((tmp_path / "out").glob("*.mp4"))]
+    assert len({(clip.width, clip.height, clip.frames) for clip in found}) == len(found) > 3
+
+
+def test_eval_writes_table_json_and_sheet(ti2v: Path, tmp_path: Path):
+    files = ["--json", tmp_path / "a.json", "--sheet", tmp_path / "a.png"]
+    found = run("eval", "--model", ti2v, "--prompts", "5", "--size", "64x64", "--frames", "5", *files)
+    assert found.stdout.count("\n") == 6 and "95 % interval" in found.stdout
+    about = json.loads((tmp_path / "a.json").read_text())
+    assert about["rates"]["all"]["total"] == 5 and about["rates"]["all"]["right"] == 0, (
+        "an untrained model knows nothing"
+    )
+    for clip in about["clips"]:
+        assert held_out(*(clip["wanted"][field] for field in ("shape", "colour", "motion")))
+    assert probe(tmp_path / "a.png").frames == 1
+    assert "a.json" in run("eval", "--model", ti2v, *files, code=1).stderr
+    table = run("eval", "--model", ti2v, "--prompts", "2", "--size", "64x64", "--frames", "5", "--reconstruct", "-q")
+    assert table.stderr == "" and "motion" in table.stdout
+
+
+def test_sample_of_a_folder_uses_its_defaults(ti2v: Path, tmp_path: Path):
+    found = run("sample", "a cat on a beach", "-m", ti2v, "--frames", "3", "-o", tmp_path / "a.mp4", "--json")
+    about = json.loads(found.stdout)
+    assert (about["width"], about["height"], about["steps"]) == (64, 32, 2)
+    assert probe(tmp_path / "a.mp4").frames == 3

@@ -1,0 +1,85 @@
+"""Names and shapes of the public DiTs at full size, on the meta device, against diffusers' own models and the release's."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+
+from dit_video.checkpoints.keymap import detect
+from dit_video.errors import CheckpointError
+from dit_video.models.wan.dit import WanDiT
+from dit_video.models.wan.layouts import (
+    DIFFUSERS,
+    LAYOUTS,
+    ORIGINAL,
+    config_from_diffusers,
+    config_to_diffusers,
+)
+from dit_video.models.wan.variants import VARIANTS
+
+# The transformer/config.json of the public diffusers folders, as far as it differs from the class's defaults (14B).
+PUBLIC = {
+    "T2V-1.3B": (dict(num_attention_heads=12, ffn_dim=8960, num_layers=30, text_dim=4096), 1.419e9),
+    "T2V-14B": (dict(text_dim=4096), 14.289e9),
+    "TI2V-5B": (
+        dict(num_attention_heads=24, ffn_dim=14336, num_layers=30, text_dim=4096, in_channels=48, out_channels=48),
+        5.000e9,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_full_size(name):
+    fields, parameters = PUBLIC[name]
+    with torch.device("meta"):
+        reference = WanTransformer3DModel(**fields)
+        ours = WanDiT(VARIANTS[name].dit).state_dict()
+    theirs = reference.state_dict()
+    assert config_from_diffusers(reference.config) == VARIANTS[name].dit
+    assert {DIFFUSERS.to_ours(key): value.shape for key, value in theirs.items()} == {
+        key: value.shape for key, value in ours.items()
+    }
+    assert {DIFFUSERS.to_theirs(key) for key in ours} == set(theirs)
+    assert all(ORIGINAL.to_ours(key) == key == ORIGINAL.to_theirs(key) for key in ours)
+    assert sum(value.numel() for value in ours.values()) == pytest.approx(parameters, rel=1e-3)
+    assert detect(theirs, LAYOUTS) is DIFFUSERS and detect(ours, LAYOUTS) is ORIGINAL
+
+
+def test_names_of_the_release():
+    """A few names of Wan-Video/Wan2.1's 1.3B file, with the norms that diffusers calls the other way round."""
+    with torch.device("meta"):
+        ours = WanDiT(VARIANTS["T2V-1.3B"].dit).state_dict()
+    assert len(ours) == 825
+    for name in ("blocks.29.cross_attn.norm_k.weight", "time_projection.1.bias", "text_embedding.2.weight", "head.head.bias"):
+        assert name in ours
+    assert DIFFUSERS.to_theirs("blocks.3.norm3.bias") == "blocks.3.norm2.bias"
+
+
+@pytest.mark.parametrize("config", [preset.dit for preset in VARIANTS.values()], ids=VARIANTS)
+def test_config_both_ways(config):
+    small_heads = replace(config, num_heads=2 * config.num_heads, cross_attn_norm=False)
+    for shape in (config, small_heads):
+        assert config_from_diffusers(config_to_diffusers(shape)) == shape
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"image_dim": 1280}, "image_dim = 1280"),
+        ({"qk_norm": "rms_norm"}, "rms_norm_across_heads"),
+        ({"_class_name": "LTXVideoTransformer3DModel"}, "LTXVideo"),
+        ({"patch_size": [2, 2, 2]}, r"patch_size \[2, 2, 2\]"),
+        ({"attention_head_dim": 63}, "attention_head_dim 63"),
+    ],
+)
+def test_what_cannot_be_loaded_is_refused(change, words):
+    with pytest.raises(CheckpointError, match=words):
+        config_from_diffusers({**config_to_diffusers(VARIANTS["T2V-1.3B"].dit), **change})
+
+
+def test_a_missing_field_is_named():
+    fields = config_to_diffusers(VARIANTS["T2V-1.3B"].dit)
+    del fields["ffn_dim"]
+    with pytest.raises(CheckpointError, match="ffn_dim"):
+        config_from_diffusers(fields)

@@ -1,0 +1,103 @@
+"""Our Wan DiT against diffusers' on the same tiny random weights."""
+
+import pytest
+import torch
+
+from dit_video.models.wan.dit import DiTConfig, WanDiT
+from dit_video.models.wan.layouts import DIFFUSERS, config_from_diffusers, config_to_diffusers
+
+diffusers = pytest.importorskip("diffusers")
+
+# The public models' shape in small (head width 128, Wan 2.1 and TI2V channels), and a head width that 6 does not divide.
+CONFIGS = {
+    "2.1": DiTConfig(dim=256, ffn_dim=320, num_heads=2, num_layers=3, text_dim=48),
+    "TI2V": DiTConfig(dim=256, ffn_dim=320, num_heads=2, num_layers=2, in_dim=48, out_dim=48, text_dim=48),
+    "head 64": DiTConfig(dim=128, ffn_dim=256, num_heads=2, num_layers=2, in_dim=32, out_dim=32, text_dim=48),
+    "head 20, no norm": DiTConfig(dim=80, ffn_dim=96, num_heads=4, num_layers=2, text_dim=24, cross_attn_norm=False),
+}
+
+
+def build_pair(config: DiTConfig):
+    """Our model and diffusers' with the same random weights, all of them of a size that matters."""
+    torch.manual_seed(0)
+    ours = WanDiT(config).eval()
+    with torch.no_grad():
+        for name, parameter in ours.named_parameters():
+            if "norm" in name and name.endswith("weight"):
+                parameter.uniform_(0.5, 1.5)
+            else:
+                parameter.normal_(std=0.5 if parameter.dim() < 2 or "modulation" in name else parameter[0].numel() ** -0.5)
+    theirs = diffusers.WanTransformer3DModel.from_config(config_to_diffusers(config)).eval()
+    theirs.load_state_dict({DIFFUSERS.to_theirs(name): tensor for name, tensor in ours.state_dict().items()}, strict=True)
+    return ours, theirs
+
+
+def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+
+
+def padded(embed: torch.Tensor) -> torch.Tensor:
+    """As diffusers' pipeline hands text to its transformer: zero rows up to 512."""
+    return torch.nn.functional.pad(embed, (0, 0, 0, 512 - len(embed)))[None]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("words", [1, 11, 512])
+def test_one_level_matches_diffusers(name, words):
+    """Wan 2.1: one timestep for the clip."""
+    config = CONFIGS[name]
+    ours, theirs = build_pair(config)
+    latent, embed = torch.randn(config.in_dim, 3, 6, 10), torch.randn(words, config.text_dim)
+    for t in (999.0, 437.5, 0.0):
+        (got,) = ours([latent], [torch.full((3,), t)], ours.encode_text([embed]), [0])
+        want = theirs(latent[None], torch.tensor([t]), padded(embed)).sample[0]
+        assert got.shape == want.shape and got.dtype == torch.float32
+        assert difference(got, want) < 3e-5
+
+
+@torch.no_grad()
+def test_known_first_frame_matches_diffusers():
+    """Wan 2.2 TI2V (`expand_timesteps`): a timestep for each token, 0 for the clean first frame."""
+    config = CONFIGS["TI2V"]
+    ours, theirs = build_pair(config)
+    latent, embed = torch.randn(48, 4, 6, 8), torch.randn(9, config.text_dim)
+    frames = torch.tensor([0.0, 812.0, 812.0, 812.0])
+    (got,) = ours([latent], [frames], ours.encode_text([embed]), [0])
+    want = theirs(latent[None], frames.repeat_interleave(3 * 4)[None], padded(embed)).sample[0]
+    assert difference(got, want) < 3e-5
+    (uniform,) = ours([latent], [torch.full((4,), 812.0)], ours.encode_text([embed]), [0])
+    assert difference(uniform, want) > 1e-2  # the known frame matters
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
+def test_low_precision_stays_near_float32(dtype, limit):
+    """Relative L2 distance from diffusers in float32; float32 islands keep it small."""
+    config = CONFIGS["2.1"]
+    ours, theirs = build_pair(config)
+    latent, embed = torch.randn(config.in_dim, 3, 8, 12), torch.randn(17, config.text_dim)
+    want = theirs(latent[None], torch.tensor([637.0]), padded(embed)).sample[0]
+    text_free = [torch.full((3,), 637.0)]
+    low = ours.to(dtype)
+    (got,) = low([latent], text_free, low.encode_text([embed]), [0])
+    assert got.dtype == torch.float32
+    assert ((got - want).norm() / want.norm()).item() < limit
+
+
+@torch.no_grad()
+def test_autocast_stays_near_float32():
+    config = CONFIGS["head 64"]
+    ours, theirs = build_pair(config)
+    latent, embed = torch.randn(config.in_dim, 3, 8, 12), torch.randn(17, config.text_dim)
+    want = theirs(latent[None], torch.tensor([637.0]), padded(embed)).sample[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        (got,) = ours([latent], [torch.full((3,), 637.0)], ours.encode_text([embed]), [0])
+    assert got.dtype == torch.float32
+    assert ((got - want).norm() / want.norm()).item() < 1e-2
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_config_round_trip(config):
+    fields = diffusers.WanTransformer3DModel.from_config(config_to_diffusers(config)).config
+    assert config_from_diffusers(fields) == config

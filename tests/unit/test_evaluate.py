@@ -1,0 +1,122 @@
+"""Scoring: the questions, the rates and their intervals, and that every clip is held against its own question."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dit_video import evaluate as evaluation
+from dit_video.evaluate import Rate, held_out_questions, rates, rates_by_value, reconstruct, report, save_sheet, table
+from dit_video.generate import Clip, Settings, Stages
+from dit_video.scenes.render import render
+from dit_video.scenes.world import held_out
+from dit_video.shapes import Grid, VideoShape
+from dit_video.train.data import to_video
+from dit_video.video.io import probe
+
+SHAPE = VideoShape(num_frames=9, height=64, width=80)
+QUESTIONS = held_out_questions(12, SHAPE, first_seed=100)
+
+
+class Identity(nn.Module):
+    """An autoencoder whose latents are the pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def encode(self, video: Tensor) -> Tensor:
+        return video
+
+    def decode_stream(self, latents: Tensor) -> Iterator[Tensor]:
+        yield latents
+
+
+class PixelCheckpoint:
+    grid = Grid(stride=(1, 1, 1), patch=(1, 1, 1))
+    latent_channels = 3
+    boundary = None
+
+    def load_vae(self, **where: object) -> Identity:
+        return Identity()
+
+
+def stages() -> Stages:
+    return Stages(PixelCheckpoint(), dtype=torch.float32, device=torch.device("cpu"), keep=True)  # type: ignore[arg-type]
+
+
+def silent(*_: object) -> None:
+    pass
+
+
+def test_questions_are_fixed_held_out_and_alone():
+    assert held_out_questions(5, SHAPE, first_seed=100) == QUESTIONS[:5]
+    assert [question.seed for question in QUESTIONS] == list(range(100, 112))
+    assert len({question.prompt for question in QUESTIONS}) > 9
+    for question in QUESTIONS:
+        (thing,) = question.scene.objects
+        assert held_out(thing.shape, thing.colour, thing.motion)
+        assert (question.scene.width, question.scene.height, question.scene.num_frames) == (80, 64, 9)
+
+
+@pytest.mark.parametrize(
+    ("right", "total", "low", "high"),
+    # R: binom::binom.confint(right, total, methods = "wilson")
+    [(0, 10, 0.0, 0.2775328), (5, 10, 0.2365931, 0.7634069), (10, 10, 0.7224672, 1.0), (243, 300, 0.7618, 0.8504)],
+)
+def test_wilson_intervals(right: int, total: int, low: float, high: float):
+    assert Rate(right, total).interval == pytest.approx((low, high), abs=1e-4)
+
+
+def test_true_scenes_are_right_and_counted():
+    answers, strips = reconstruct(stages(), QUESTIONS, SHAPE, progress=silent)
+    assert [answer.question for answer in answers] == QUESTIONS
+    assert rates(answers)["all"].share >= 0.9
+    assert len(strips) == len(QUESTIONS) and strips[0].shape == (5, 64, 80, 3)
+
+
+def sampler(shift: int):
+    """A model that shows what another question asked for, `shift` places on."""
+    scenes = {question.prompt: QUESTIONS[(n + shift) % len(QUESTIONS)].scene for n, question in enumerate(QUESTIONS)}
+
+    def sample(stages: Stages, clips: Sequence[Clip], settings: Settings) -> list[Tensor]:
+        return [to_video(render(scenes[clip.prompt])[None])[0] for clip in clips]
+
+    return sample
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 5 * 9 * 64 * 80, 10**9])
+def test_answers_belong_to_their_questions(monkeypatch: pytest.MonkeyPatch, batch_tokens: int):
+    monkeypatch.setattr(evaluation, "BATCH_TOKENS", batch_tokens)
+    found = {}
+    for shift in (0, 1):
+        monkeypatch.setattr(evaluation, "sample_latents", sampler(shift))
+        answers, _ = evaluation.evaluate(stages(), QUESTIONS, SHAPE, Settings(steps=1), progress=silent)
+        found[shift] = rates(answers)["all"].share
+    assert found[0] >= 0.9 and found[1] <= 0.1
+
+
+def test_what_cannot_be_told_is_wrong(monkeypatch: pytest.MonkeyPatch):
+    gray = torch.zeros(3, 9, 64, 80)
+    monkeypatch.setattr(evaluation, "sample_latents", lambda stages, clips, settings: [gray] * len(clips))
+    answers, _ = evaluation.evaluate(stages(), QUESTIONS, SHAPE, Settings(steps=1), progress=silent)
+    found = rates(answers)
+    assert found["shape"].right == found["colour"].right == found["all"].right == 0
+    assert "12 of 12" in table(answers)
+
+
+def test_report_table_and_sheet(tmp_path: Path):
+    answers, strips = reconstruct(stages(), QUESTIONS, SHAPE, progress=silent)
+    written = report(answers)
+    assert set(written["rates"]) == {"background", "colour", "shape", "motion", "all"}
+    assert [clip["prompt"] for clip in written["clips"]] == [question.prompt for question in QUESTIONS]
+    by_motion = rates_by_value(answers, "motion")
+    assert sum(rate.total for rate in by_motion.values()) == len(QUESTIONS)
+    assert table(answers).count("\n") == 5
+    save_sheet(tmp_path / "a.png", answers, strips, overwrite=False)
+    found = probe(tmp_path / "a.png")
+    assert (found.width, found.height) == (3 * (5 * 80 + 6), 4 * (64 + 6))
+    assert np.unique([strip.shape for strip in strips], axis=0).shape == (1, 4)

@@ -1,0 +1,127 @@
+"""Packing: a pack equals its clips one by one, whatever is beside them and in whatever order."""
+
+import torch
+
+from dit_video.models.wan.dit import DiTConfig, WanDiT
+from dit_video.nn.packing import make_pack, pack_tokens, unpack_tokens
+
+CONFIG = DiTConfig(dim=80, ffn_dim=96, num_heads=4, num_layers=3, in_dim=6, out_dim=6, freq_dim=32, text_dim=24)
+CPU = torch.device("cpu")
+
+
+def random_model(config: DiTConfig = CONFIG) -> WanDiT:
+    """All weights of a size that matters: nothing starts as zero."""
+    torch.manual_seed(0)
+    model = WanDiT(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.5 if parameter.dim() < 2 else parameter[0].numel() ** -0.5)
+    return model
+
+
+def clips():
+    """Latents, timesteps per frame, prompts, and which prompt each clip has: every grid, text and level is different or shared."""
+    torch.manual_seed(1)
+    sizes = [(3, 6, 4), (1, 8, 8), (3, 6, 4), (5, 2, 10), (1, 2, 2)]
+    latents = [torch.randn(CONFIG.in_dim, *size) for size in sizes]
+    timesteps = [
+        torch.tensor([0.0, 731.0, 731.0]),
+        torch.tensor([37.5]),
+        torch.tensor([900.0, 900.0, 0.0]),
+        torch.tensor([0.0, 500.0, 731.0, 20.0, 0.0]),
+        torch.tensor([731.0]),
+    ]
+    return latents, timesteps, [torch.randn(rows, CONFIG.text_dim) for rows in (9, 1, 30)], [0, 1, 2, 0, 1]
+
+
+def assert_near(got, want):
+    for a, b in zip(got, want, strict=True):
+        assert a.shape == b.shape
+        assert ((a - b).abs().max() / b.abs().max()).item() < 1e-5
+
+
+def one_by_one(model, latents, timesteps, prompts, text_index):
+    return [
+        model([latent], [times], model.encode_text([prompts[index]]), [0])[0]
+        for latent, times, index in zip(latents, timesteps, text_index, strict=True)
+    ]
+
+
+@torch.no_grad()
+def test_a_pack_equals_its_clips_in_any_order():
+    model = random_model()
+    latents, timesteps, prompts, text_index = clips()
+    want = one_by_one(model, latents, timesteps, prompts, text_index)
+    text = model.encode_text(prompts)
+    for order in ([0, 1, 2, 3, 4], [4, 2, 0, 3, 1], [3, 1, 4, 2, 0]):
+        got = model([latents[i] for i in order], [timesteps[i] for i in order], text, [text_index[i] for i in order])
+        assert_near(got, [want[i] for i in order])
+
+
+def test_gradients_of_a_pack_equal_the_sum_of_its_clips():
+    """Training takes another attention backend and hand-written backwards: these must be packing-invariant too."""
+    model = random_model()
+    latents, timesteps, prompts, text_index = clips()
+    weights = [torch.randn_like(latent) for latent in latents]
+
+    def gradients(outputs):
+        model.zero_grad()
+        torch.stack([(out * w).sum() for out, w in zip(outputs, weights, strict=True)]).sum().backward()
+        return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+    packed = gradients(model(latents, timesteps, model.encode_text(prompts), text_index))
+    separate = gradients(one_by_one(model, latents, timesteps, prompts, text_index))
+    for name, gradient in packed.items():
+        error = (gradient - separate[name]).norm() / (separate[name].norm() + 1e-6 * gradient.numel() ** 0.5)
+        assert error.item() < 1e-4, name
+
+
+@torch.no_grad()
+def test_modulation_is_computed_once_for_each_distinct_level(monkeypatch):
+    model = random_model()
+    latents, timesteps, prompts, text_index = clips()
+    seen = []
+    embed = model.embed_timesteps
+    monkeypatch.setattr(model, "embed_timesteps", lambda t: seen.append(t.tolist()) or embed(t))
+    model(latents, timesteps, model.encode_text(prompts), text_index)
+    assert seen == [[0.0, 20.0, 37.5, 500.0, 731.0, 900.0]]  # 13 latent frames, 107 tokens, 6 rows
+
+
+@torch.no_grad()
+def test_text_is_encoded_once_for_each_prompt():
+    """Keys of 3 prompts serve 5 clips, and the padding to 512 is one row."""
+    model = random_model()
+    *_, prompts, _ = clips()
+    text = model.encode_text(prompts)
+    assert len(text.keys) == CONFIG.num_layers
+    assert text.keys[0].shape == (3, 31, CONFIG.num_heads, CONFIG.head_dim)
+    torch.testing.assert_close(text.bias, torch.tensor([0.0] * 30 + [482.0]).clamp(min=1).log())
+
+
+@torch.no_grad()
+def test_passes_counts_clips():
+    model = random_model()
+    latents, timesteps, prompts, text_index = clips()
+    model(latents, timesteps, model.encode_text(prompts), text_index)
+    model(latents[:1], timesteps[:1], model.encode_text(prompts[:1]), [0])
+    assert model.passes == 6
+
+
+def test_packing_and_unpacking_are_inverse():
+    grids = [(2, 3, 1), (1, 1, 1), (2, 3, 1), (1, 4, 2)]
+    timesteps = [torch.tensor([5.0, 0.0]), torch.tensor([7.0]), torch.tensor([5.0, 5.0]), torch.tensor([0.0])]
+    pack = make_pack(grids, timesteps, head_dim=12, device=CPU)
+    tokens = [torch.randn(t * h * w, 3) for t, h, w in grids]
+    for got, want in zip(unpack_tokens(pack_tokens(tokens, pack), pack), tokens, strict=True):
+        assert torch.equal(got, want)
+
+
+def test_each_token_has_the_level_and_position_of_its_frame():
+    grids = [(2, 1, 2), (1, 1, 1), (2, 1, 2)]
+    timesteps = [torch.tensor([5.0, 0.0]), torch.tensor([7.0]), torch.tensor([0.0, 5.0])]
+    pack = make_pack(grids, timesteps, head_dim=12, device=CPU)
+    levels = unpack_tokens(pack.timesteps[pack.level][:, None], pack)
+    assert [level.flatten().tolist() for level in levels] == [[5, 5, 0, 0], [7], [0, 0, 5, 5]]
+    alone = make_pack(grids[:1], timesteps[:1], head_dim=12, device=CPU)
+    positions = unpack_tokens(pack.rope, pack)
+    assert torch.equal(positions[0], alone.rope) and torch.equal(positions[2], alone.rope)
