@@ -2,7 +2,8 @@
 
     OMP_NUM_THREADS=2 python benchmarks/bench_dit.py [--packs 8] [--tokens 2048] [--profile]
 
-Prints tokens/s of wall time and of CPU time (on a shared machine the second is the steadier), and with --profile where the time goes.
+Prints tokens/s of wall time and of CPU time (on a shared machine the second is the steadier), and with --profile
+where the time goes.
 """
 
 import argparse
@@ -71,8 +72,8 @@ def main() -> None:
         walls.append(time.perf_counter() - wall)
         cpus.append(time.process_time() - cpu)
     print(
-        f"{tokens} tokens in {clips} clips, {torch.get_num_threads()} threads: {tokens / min(walls):.0f} tokens/s of wall time, "
-        f"{tokens / min(cpus):.0f} tokens per CPU second"
+        f"{tokens} tokens in {clips} clips, {torch.get_num_threads()} threads: "
+        f"{tokens / min(walls):.0f} tokens/s of wall time, {tokens / min(cpus):.0f} tokens per CPU second"
     )
     if args.profile:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:

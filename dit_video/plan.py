@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dit_video.models.wan.vae import VAEConfig
 
 DECODER_FRAMES = 40  # frames of features of the decoder's last level alive at a time, its memory of the past included
+PIXEL_FRAMES = 16  # frames of pixels alive at a time
 
 FLOPS_PER_CORE, FLOPS_OF_GPU = 5e10, 1e14  # of floating point operations per second, what usually comes out
 
@@ -75,7 +76,9 @@ def plan(checkpoint: Described, shape: VideoShape, *, itemsize: int) -> Plan:
     weights = {name: part.parameters * itemsize for name, part in checkpoint.components.items()}
     # The residual stream, its modulated copy, six rows of modulation and the normalised q and k are float32.
     activations = tokens * (10 * 4 * dit.dim + itemsize * (4 * dit.dim + 2 * dit.ffn_dim))
-    features = DECODER_FRAMES * vae.decoder_dim * vae.dim_mult[0] * padded.height * padded.width // vae.patch**2
+    area = padded.height * padded.width
+    features = DECODER_FRAMES * vae.decoder_dim * vae.dim_mult[0] * area // vae.patch**2
+    pixels = PIXEL_FRAMES * 3 * area * 4  # float32
     block = 2 * tokens * (6 * dit.dim**2 + 2 * dit.dim * dit.ffn_dim) + 4 * tokens**2 * dit.dim
     return Plan(
         shape=shape,
@@ -83,7 +86,7 @@ def plan(checkpoint: Described, shape: VideoShape, *, itemsize: int) -> Plan:
         grid=grid,
         denoise_bytes=max((weights[name] for name in weights if name.startswith("transformer")), default=0)
         + activations,
-        decode_bytes=weights.get("vae", 0) + features * itemsize,
+        decode_bytes=weights.get("vae", 0) + features * itemsize + pixels,
         pass_flops=float(dit.num_layers * block),
     )
 

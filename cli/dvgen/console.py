@@ -16,7 +16,7 @@ def result(text: str) -> None:
 
 def fail(message: str) -> None:
     """Say what is wrong, on standard error."""
-    _line(f"Error: {message}")
+    say(f"Error: {message}")
 
 
 def discard_output() -> None:
@@ -24,7 +24,8 @@ def discard_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _line(text: str) -> None:
+def say(text: str) -> None:
+    """One line on standard error."""
     # Nobody may be reading standard error any more, and that is no reason to lose the work.
     try:
         print(text, file=sys.stderr, flush=True)
@@ -70,27 +71,41 @@ class Speaker:
         if self._bars:
             self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
         elif not self.quiet:
-            _line(text)
+            say(text)
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """`done` of `total` parts of a stage are finished; called with 0 when it begins."""
-        if self._bars:
-            if stage not in self._tasks:
-                self._tasks[stage] = self._bars.add_task(stage, total=total)
-            self._bars.update(self._tasks[stage], completed=done, total=total)
-        elif not self.quiet:
-            self._speak(stage, done, total)
-
-    def _speak(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()
         started = self._started.setdefault(stage, now)
+        left = duration((now - started) / done * (total - done)) if 0 < done < total else ""
+        if self._bars:
+            self._draw(stage, done, total, left)
+        elif not self.quiet:
+            self._speak(stage, done, total, left)
+        if done >= total:
+            del self._started[stage]
+
+    def _draw(self, stage: str, done: int, total: int, left: str) -> None:
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bars.add_task(stage, count="", left="")
+        # Without a total the bar pulses: how far a single part has come is not known.
+        self._bars.update(
+            self._tasks[stage],
+            completed=done,
+            total=None if total == 1 > done else total,
+            count=f"{done}/{total}" if total > 1 else "",
+            left=f"{left} left" if left else "",
+        )
+
+    def _speak(self, stage: str, done: int, total: int, left: str) -> None:
+        now = time.monotonic()
+        started = self._started[stage]
         if done >= total:
             count = f" {total}" if total > 1 else ""
-            _line(f"{stage}:{count} done in {duration(now - started)}")
-            del self._started[stage]
+            say(f"{stage}:{count} done in {duration(now - started)}")
         elif done and now - self._spoken.get(stage, started) >= SPOKEN_EVERY:
             self._spoken[stage] = now
-            _line(f"{stage}: {done} of {total}, {duration((now - started) / done * (total - done))} left")
+            say(f"{stage}: {done} of {total}, {left} left")
 
 
 def _is_terminal(stream: IO[str] | None) -> bool:
@@ -99,21 +114,13 @@ def _is_terminal(stream: IO[str] | None) -> bool:
 
 def _bars() -> Any:
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     return Progress(
-        TextColumn("{task.description:<24}"),
+        TextColumn("{task.description:<20}"),
         BarColumn(bar_width=30),
-        MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[count]:>9}"),
+        TextColumn("{task.fields[left]}"),
         console=Console(stderr=True),
-        speed_estimate_period=3600,  # a step of a large model takes minutes, and two are needed for an estimate
     )

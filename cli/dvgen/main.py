@@ -48,7 +48,7 @@ class Commands(TyperGroup):
             code = 1
             console.fail(str(error))
         if code == INTERRUPTED:
-            console.fail("stopped.")
+            console.say("stopped.")
         sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -1,8 +1,10 @@
-"""Adaptive layer norm: the noise level of a token scales, shifts and gates what a block adds to it (DiT, arXiv 2212.09748).
+"""Adaptive layer norm: the noise level of a token scales, shifts and gates what a block adds to it (DiT, arXiv
+2212.09748).
 
-Shapes: N tokens, D width, U distinct noise levels; `level` (N,) int64 is each token's row of a (U, D) table. All arithmetic is
-float32. The two functions that blocks apply to every token have their backward written out: elementwise passes over (N, D) cost
-as much as the matrix products of a small model on a CPU, and autograd's own backward makes about twice as many.
+Shapes: N tokens, D width, U distinct noise levels; `level` (N,) int64 is each token's row of a (U, D) table. All
+arithmetic is float32. The two functions that blocks apply to every token have their backward written out: on a CPU,
+elementwise passes over (N, D) cost a small model as much as its matrix products, and autograd's backward makes twice
+as many of them.
 """
 
 import math
@@ -16,7 +18,7 @@ from torch.autograd import Function
 def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
     """Sinusoids of timesteps (U,) in 0..1000: (U, dim) float32, cosines first.
 
-    Computed in float64 as in the Wan release (wan/modules/model.py, `sinusoidal_embedding_1d`): angles reach 1000 radians.
+    In float64, as in the Wan release (wan/modules/model.py, `sinusoidal_embedding_1d`): angles reach 1000 radians.
     """
     half = dim // 2
     rates = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float64, device=timesteps.device) / half)
@@ -79,5 +81,5 @@ class _GatedAdd(Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         y, gate, level = ctx.saved_tensors
         d_y = (grad * _to_tokens(gate, level)).to(y.dtype)
-        d_gate = _to_levels(y.float().mul_(grad) if y.dtype != torch.float32 else y * grad, level, len(gate))
+        d_gate = _to_levels(grad * y.float(), level, len(gate))
         return grad, d_y, d_gate, None

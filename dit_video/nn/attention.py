@@ -1,7 +1,7 @@
 """Attention over packed clips: each clip's queries see that clip's keys only (NaViT, arXiv 2307.06304).
 
-Shapes: N query tokens of all clips, M key tokens of all clips, H heads, E width of a head; n and m the queries and keys of one clip,
-G clips that run as one batch.
+Shapes: N query and M key tokens of all clips; H heads of width E; n query and m key tokens of one clip; G clips that
+run as one batch.
 """
 
 import itertools
@@ -20,7 +20,7 @@ Lengths = tuple[int, ...]
 Backend = Callable[[Tensor, Tensor, Tensor, Lengths, Lengths, Tensor | None], Tensor]
 
 TILE = 32  # tiled attention pads clips to multiples of this many tokens
-# Tiled attention keeps the probabilities (n m H numbers) for its backward; longer clips go to fused attention, which does not.
+# Tiled attention keeps n m H probabilities for its backward; longer clips go to fused attention, which does not.
 TILED_MAX_LENGTH = 2048
 
 
@@ -65,30 +65,35 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, kv_lengths: Lengths,
     biases = [None] * len(groups) if key_bias is None else key_bias.to(v.dtype).split(keys)
     q, k = q.to(v.dtype), k.to(v.dtype)
     out = []
-    for (_, m, count), q_g, k_g, v_g, bias in zip(groups, q.split(queries), k.split(keys), v.split(keys), biases, strict=True):
+    parts = zip(groups, q.split(queries), k.split(keys), v.split(keys), biases, strict=True)
+    for (_, m, count), q_g, k_g, v_g, bias in parts:
         q_g, k_g, v_g = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in (q_g, k_g, v_g))  # (G, H, n or m, E)
         mask = None if bias is None else bias.view(count, 1, 1, m)
-        out.append(F.scaled_dot_product_attention(q_g, k_g, v_g, attn_mask=mask).transpose(1, 2).flatten(0, 1))  # (G n, H, E)
+        y = F.scaled_dot_product_attention(q_g, k_g, v_g, attn_mask=mask)  # (G, H, n, E)
+        out.append(y.transpose(1, 2).flatten(0, 1))  # (G n, H, E)
     return out[0] if len(out) == 1 else torch.cat(out)  # (N, H, E)
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, kv_lengths: Lengths, key_bias: Tensor | None) -> Tensor:
+def reference(
+    q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, kv_lengths: Lengths, key_bias: Tensor | None
+) -> Tensor:
     """The definition in float64, clip by clip: what the other backends are tested against."""
-    bias = torch.zeros(len(k), dtype=torch.float64, device=k.device) if key_bias is None else key_bias.double()
+    bias = torch.zeros(len(k), device=k.device) if key_bias is None else key_bias
+    queries = q.double().split(lengths)
+    keys, values, biases = (x.double().split(kv_lengths) for x in (k, v, bias))
     out = []
-    parts = (q.double().split(lengths), k.double().split(kv_lengths), v.double().split(kv_lengths), bias.split(kv_lengths))
-    for q_i, k_i, v_i, bias_i in zip(*parts, strict=True):
-        logits = torch.einsum("nhe,mhe->hnm", q_i, k_i) / q.shape[-1] ** 0.5 + bias_i
-        out.append(torch.einsum("hnm,mhe->nhe", logits.softmax(-1), v_i))
-    return torch.cat(out).to(v.dtype)
+    for q_i, k_i, v_i, bias_i in zip(queries, keys, values, biases, strict=True):
+        logits = torch.einsum("nhe,mhe->hnm", q_i, k_i) / q.shape[-1] ** 0.5 + bias_i  # (H, n, m)
+        out.append(torch.einsum("hnm,mhe->nhe", logits.softmax(-1), v_i))  # (n, H, E)
+    return torch.cat(out).to(v.dtype)  # (N, H, E)
 
 
 def tiled(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, kv_lengths: Lengths, key_bias: Tensor | None) -> Tensor:
     """Product, softmax, product in v's dtype, with their backward: for training on a CPU with many short clips.
 
-    There it is several times faster than fused attention (benchmarks/bench_dit.py). Clips are padded to multiples of TILE tokens, and those
-    of equal padded lengths run as one batch: fewer products, and oneDNN, which compiles a kernel for every new shape of a bfloat16
-    product (milliseconds each), sees the same few shapes again and again.
+    There it is several times faster than fused attention (benchmarks/bench_dit.py). Clips are padded to multiples of
+    TILE tokens and those of equal padded lengths run as one batch. So products are few, and oneDNN, which compiles a
+    kernel for every new shape of a bfloat16 product (milliseconds each), meets the same few shapes again and again.
     """
     return _Tiled.apply(q, k, v, key_bias, _tiling(lengths, kv_lengths, q.shape[1]))
 
@@ -159,17 +164,16 @@ class _Tiled(Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None, tiling: _Tiling) -> Tensor:
         heads, counts, queries, keys = q.shape[1], tiling.counts, tiling.queries, tiling.keys
-        ctx.tiling, ctx.dtypes = tiling, (q.dtype, k.dtype)
-        q = (q * q.shape[-1] ** -0.5).to(v.dtype)
+        ctx.tiling, ctx.dtypes, ctx.scale = tiling, (q.dtype, k.dtype), q.shape[-1] ** -0.5
         bias = torch.zeros(len(k)) if key_bias is None else key_bias
-        bias = bias.repeat_interleave(heads).index_select(0, keys.gather).masked_fill_(keys.padding, -torch.inf).to(v.dtype)
+        bias = bias.repeat_interleave(heads).index_select(0, keys.gather).masked_fill_(keys.padding, -torch.inf)
         out = torch.empty(len(queries.gather), v.shape[-1], dtype=v.dtype)
-        q_s, k_s, v_s = queries.pad(q, counts), keys.pad(k.to(v.dtype), counts), keys.pad(v, counts)
-        bias_s, out_s = keys.split(bias, counts, heads), queries.split(out, counts, heads)
+        q_s, k_s, v_s = queries.pad(q.to(v.dtype), counts), keys.pad(k.to(v.dtype), counts), keys.pad(v, counts)
+        bias_s, out_s = keys.split(bias.to(v.dtype), counts, heads), queries.split(out, counts, heads)
         probs = []
         with torch.autocast("cpu", enabled=False):
             for q_g, k_g, v_g, bias_g, out_g in zip(q_s, k_s, v_s, bias_s, out_s, strict=True):
-                logits = torch.bmm(q_g, k_g.mT).add_(bias_g[:, None])  # (G H, n, m)
+                logits = torch.baddbmm(bias_g[:, None], q_g, k_g.mT, alpha=ctx.scale)  # (G H, n, m)
                 probs.append(logits.softmax(-1))
                 torch.bmm(probs[-1], v_g, out=out_g)  # (G H, n, E)
         ctx.save_for_backward(*q_s, *k_s, *v_s, *probs)
@@ -177,19 +181,22 @@ class _Tiled(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        tiling, heads = ctx.tiling, grad.shape[1]
+        tiling, scale, heads = ctx.tiling, ctx.scale, grad.shape[1]
         counts, queries, keys = tiling.counts, tiling.queries, tiling.keys
-        saved = [ctx.saved_tensors[i * len(counts) : (i + 1) * len(counts)] for i in range(4)]  # q, k, v, probabilities
-        rows = grad.flatten(0, 1).index_select(0, queries.gather).masked_fill_(queries.padding[:, None], 0)
-        d_q, d_k, d_v = (torch.empty(len(s.gather), grad.shape[-1], dtype=grad.dtype) for s in (queries, keys, keys))
-        outs = queries.split(d_q, counts, heads), keys.split(d_k, counts, heads), keys.split(d_v, counts, heads)
+        q_s, k_s, v_s, probs = (ctx.saved_tensors[i * len(counts) : (i + 1) * len(counts)] for i in range(4))
+        g = grad.flatten(0, 1).index_select(0, queries.gather).masked_fill_(queries.padding[:, None], 0)
+        g_s = queries.split(g, counts, heads)
+        d_q, d_k, d_v = (torch.empty(len(s.gather), g.shape[-1], dtype=g.dtype) for s in (queries, keys, keys))
+        d_qs, d_ks, d_vs = (
+            queries.split(d_q, counts, heads),
+            keys.split(d_k, counts, heads),
+            keys.split(d_v, counts, heads),
+        )
         with torch.autocast("cpu", enabled=False):
-            for g, q_g, k_g, v_g, p, d_q_g, d_k_g, d_v_g in zip(
-                queries.split(rows, counts, heads), *saved, *outs, strict=True
-            ):
-                torch.bmm(p.mT, g, out=d_v_g)
-                d_logits = torch._softmax_backward_data(torch.bmm(g, v_g.mT), p, -1, p.dtype)  # (G H, n, m)
-                torch.bmm(d_logits, k_g, out=d_q_g)
-                torch.bmm(d_logits.mT, q_g, out=d_k_g)
-        d_q = queries.unpad(d_q, heads).to(ctx.dtypes[0]) * grad.shape[-1] ** -0.5
-        return d_q, keys.unpad(d_k, heads).to(ctx.dtypes[1]), keys.unpad(d_v, heads), None, None
+            for i, (g_g, p) in enumerate(zip(g_s, probs, strict=True)):
+                torch.bmm(p.mT, g_g, out=d_vs[i])
+                d_logits = torch._softmax_backward_data(torch.bmm(g_g, v_s[i].mT), p, -1, p.dtype)  # (G H, n, m)
+                torch.baddbmm(d_qs[i], d_logits, k_s[i], beta=0, alpha=scale, out=d_qs[i])
+                torch.baddbmm(d_ks[i], d_logits.mT, q_s[i], beta=0, alpha=scale, out=d_ks[i])
+        d_q, d_k = queries.unpad(d_q, heads).to(ctx.dtypes[0]), keys.unpad(d_k, heads).to(ctx.dtypes[1])
+        return d_q, d_k, keys.unpad(d_v, heads), None, None

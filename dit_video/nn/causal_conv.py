@@ -1,11 +1,12 @@
 """The one place where a causal 3D VAE convolves: every kernel takes the road that is fast on its device.
 
-Clips are (B, C, T, H, W) in `channels_last_3d` memory, that is frames of (H, W, C) rows, so that without a copy a clip is also a batch of
-channels-last images, and a 1x1x1 kernel is a matrix product over rows.
+Clips are (B, C, T, H, W) in `channels_last_3d` memory, that is frames of (H, W, C) rows, so that without a copy a clip
+is also a batch of channels-last images, and a 1x1x1 kernel is a matrix product over rows.
 
-PyTorch sends a CPU 3D convolution with few channels or frames to its reference kernel (20 GFLOP/s on two cores), and the bfloat16
-weight gradient of oneDNN's 3D convolution writes outside its buffers on AMX machines (torch 2.13). So on the CPU the forward pass and
-the input gradient call oneDNN's forward kernel by name, and the weight gradient is a 2D one per time tap.
+PyTorch sends a CPU 3D convolution with few channels or frames to its reference kernel (20 GFLOP/s on two cores, against
+300), and the bfloat16 weight gradient of oneDNN's 3D convolution writes outside its buffers on AMX machines (torch
+2.13: "free(): invalid next size"). So on the CPU the forward pass and the input gradient call oneDNN's forward kernel
+by name, and the weight gradient is a 2D one per time tap.
 """
 
 from functools import reduce
@@ -20,9 +21,10 @@ _ONE = (1, 1, 1)
 def causal_conv3d(x: Tensor, weight: Tensor, bias: Tensor, *, stride: tuple[int, int] = (1, 1)) -> Tensor:
     """Convolution that looks back in time, never ahead, and keeps the sides of a frame.
 
-    x (B, C, kt - 1 + T, H, W): the kt - 1 frames before the clip come first; weight (C_out, C, kt, k, k); bias (C_out,).
-    stride is (time, space); at a spatial stride of 1 frames are padded by k // 2 all around, at 2 at the right and the bottom only,
-    as Wan's encoder does (Wan-Video/Wan2.1 wan/modules/vae.py, `Resample`). A stride other than 1 takes a kernel of one frame or one pixel.
+    x (B, C, kt - 1 + T, H, W), the kt - 1 frames before the clip first; weight (C_out, C, kt, k, k); bias (C_out,).
+    stride is (time, space), with a kernel of one pixel for the first and of one frame for the second. A spatial stride
+    of 1 pads frames by k // 2 all around, one of 2 at the right and the bottom only, as `Resample` does in
+    Wan-Video/Wan2.1 wan/modules/vae.py.
 
     Returns (B, C_out, ceil(T / stride), H / stride, W / stride).
     """
@@ -34,20 +36,18 @@ def causal_conv3d(x: Tensor, weight: Tensor, bias: Tensor, *, stride: tuple[int,
         return _conv_frames(x, weight[:, :, 0], bias, stride[1])
     if stride != (1, 1):
         assert k == 1, "a stride in time takes a kernel of one pixel"
-        taps = [_rows(x)[:, tap : x.shape[2] - kt + 1 + tap : stride[0]] for tap in range(kt)]
-        return F.linear(torch.cat(taps, dim=-1), weight[..., 0, 0].transpose(1, 2).flatten(1), bias).permute(
-            0, 4, 1, 2, 3
-        )
+        return _conv_time(x, weight[..., 0, 0], bias, stride[0])
     if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and torch.backends.mkldnn.is_available():
         return _OneDNN.apply(x, weight, bias)
     return F.conv3d(x, weight, bias, padding=(0, k // 2, k // 2))
 
 
 def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Twice the rows and columns (nearest neighbour), then a 3x3 convolution: x (B, C, T, H, W) -> (B, C_out, T, 2H, 2W).
+    """Twice the rows and columns (nearest neighbour), then a 3x3 convolution.
 
-    Doubling and a 3x3 kernel are together one transposed convolution of stride 2 whose 4x4 kernel is the 3x3 one summed over 2x2 blocks:
-    4 products per pixel in place of 9, and the doubled frames are never written.
+    x (B, C, T, H, W), weight (C_out, C, 3, 3), bias (C_out,) -> (B, C_out, T, 2H, 2W). The two steps are one transposed
+    convolution of stride 2, whose 4x4 kernel is the 3x3 one summed over 2x2 blocks: 4 products per pixel in place of 9,
+    and the doubled frames are never written.
     """
     grown = F.pad(weight.float(), (1, 1, 1, 1))
     rows = grown[..., 1:, :] + grown[..., :-1, :]
@@ -55,14 +55,6 @@ def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     x, kernel, bias = _autocast(x, kernel.to(weight.dtype), bias)
     kernel = kernel.contiguous(memory_format=torch.channels_last)
     return clips(F.conv_transpose2d(frames(x), kernel, bias, stride=2, padding=1), x.shape[0])
-
-
-def with_past(x: Tensor, past: Tensor | None, count: int) -> Tensor:
-    """x (B, C, T, H, W) with exactly `count` frames before it: those of `past`, and zeros before them."""
-    parts = [x] if past is None else [past, x]
-    if missing := count - (0 if past is None else past.shape[2]):
-        parts.insert(0, x.new_zeros(()).expand(*x.shape[:2], missing, *x.shape[3:]))
-    return cat_time(parts)
 
 
 def cat_time(parts: list[Tensor]) -> Tensor:
@@ -104,8 +96,14 @@ def _conv_frames(x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor
     return clips(F.conv2d(images, weight, bias, stride, padding=k // 2 if stride == 1 else 0), x.shape[0])
 
 
+def _conv_time(x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
+    kt = weight.shape[2]
+    taps = [_rows(x)[:, tap : x.shape[2] - kt + 1 + tap : stride] for tap in range(kt)]
+    return F.linear(torch.cat(taps, dim=-1), weight.transpose(1, 2).flatten(1), bias).permute(0, 4, 1, 2, 3)
+
+
 class _OneDNN(torch.autograd.Function):
-    """A stride-1 3D convolution through oneDNN's forward kernel, with gradients that stay off the slow and unsafe roads."""
+    """A stride-1 3D convolution by oneDNN's forward kernel, with gradients that stay off the slow and unsafe roads."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -1,21 +1,27 @@
-"""RMS normalisation over channels with SiLU after it, for tensors whose channels lie together in memory.
+"""RMS normalisation over channels with SiLU after it, for clips whose channels lie together in memory.
 
-Written as separate operations this is ten passes over the largest tensors of the VAE; in blocks that stay in the cache, one.
+Written as separate operations this is ten passes over the largest tensors of a VAE. Here it runs in blocks of rows that
+stay in the cache, and stores nothing for the backward pass but its input and one number per pixel.
 """
+
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK = 131072
-"""Values per block: 512 KB of float32, so that a block and its copies fit the second-level cache."""
+CPU_BLOCK = 2**17
+"""Values per block on a CPU: half a megabyte of float32, so that a block and its copies fit the second-level cache."""
+
+GPU_BLOCK = 2**27
+"""Values per block elsewhere: so many that launches cost nothing, so few that the float32 copies stay small."""
 
 
 def rms_norm(x: Tensor, gamma: Tensor, *, silu: bool = False, room: int = 0) -> Tensor:
     """x (B, C, T, H, W) with each pixel's channels scaled to length sqrt(C), times gamma (C,), then SiLU if asked.
 
-    Computed in float32, returned in x's dtype with `room` frames of zeros before it (where a causal convolution looks back), in
-    `channels_last_3d` memory. Source: `RMS_norm` in Wan-Video/Wan2.1 wan/modules/vae.py.
+    Computed in float32, returned in x's dtype and `channels_last_3d` memory, with `room` frames of zeros before it for a
+    causal convolution to look back at. Source: `RMS_norm` in Wan-Video/Wan2.1 wan/modules/vae.py.
     """
     return _RMSNorm.apply(x, gamma, silu, room)
 
@@ -25,14 +31,14 @@ class _RMSNorm(torch.autograd.Function):
     def forward(ctx, x: Tensor, gamma: Tensor, silu: bool, room: int) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last_3d)
         batch, dim, count, height, width = x.shape
-        out = x.new_empty(batch, count + room, height, width, dim).permute(0, 4, 1, 2, 3)
+        out = x.new_empty(batch, room + count, height, width, dim).permute(0, 4, 1, 2, 3)
         out[:, :, :room] = 0
         inverse = torch.empty(batch, count * height * width, 1, dtype=torch.float32, device=x.device)
         scale = gamma.float() * dim**0.5
         for source, target, factor in _blocks(x, out[:, :, room:], inverse):
             values = source.float()
-            length = torch.linalg.vector_norm(values, dim=-1, keepdim=True).clamp_min_(1e-12)  # as F.normalize does
-            torch.reciprocal(length, out=factor)
+            length = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
+            torch.reciprocal(length.clamp_min_(1e-12), out=factor)  # the floor is F.normalize's
             normed = target if target.dtype == torch.float32 else torch.empty_like(values)
             torch.mul(values, factor, out=normed).mul_(scale)
             if silu:
@@ -47,24 +53,23 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, gamma, inverse = ctx.saved_tensors
         grad = grad.contiguous(memory_format=torch.channels_last_3d)
+        grad_x, grad_scale = torch.empty_like(x), gamma.new_zeros(gamma.shape, dtype=torch.float32)
         scale = gamma.float() * x.shape[1] ** 0.5
-        grad_x, grad_scale = torch.empty_like(x), torch.zeros_like(scale)
         for source, upper, target, factor in _blocks(x, grad[:, :, ctx.room :], grad_x, inverse):
             unit = torch.mul(source, factor)
             slope = upper.float()
             if ctx.silu:
                 slope = torch.ops.aten.silu_backward(slope, unit * scale)
-            along = unit * slope
-            grad_scale += along.sum(0)
-            slope = slope * scale
-            target.copy_(slope.addcmul_(unit, (along @ scale).unsqueeze(1), value=-1).mul_(factor))
+            product = unit * slope
+            grad_scale += product.sum(0)
+            along = (product @ scale).unsqueeze(1)  # the part of the slope along x, which the norm takes out
+            target.copy_((slope * scale).addcmul_(unit, along, value=-1).mul_(factor))
         return grad_x, (grad_scale * x.shape[1] ** 0.5).to(gamma.dtype), None, None
 
 
-def _blocks(*tensors: Tensor):
-    """Matching blocks of rows: clips (B, C, T, H, W) as (N, C) views, and per-row tensors (B, N, 1) as they are."""
+def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Matching blocks of rows of the clips (B, C, T, H, W), as (N, C), and of numbers per row (B, T * H * W, 1)."""
     rows = [t.permute(0, 2, 3, 4, 1).flatten(1, 3) if t.dim() == 5 else t for t in tensors]
-    dim = tensors[0].shape[1]
-    size = max(1, BLOCK // dim)
+    values = CPU_BLOCK if tensors[0].device.type == "cpu" else GPU_BLOCK
     for clip in zip(*rows, strict=True):
-        yield from zip(*(part.split(size) for part in clip), strict=True)
+        yield from zip(*(part.split(max(1, values // rows[0].shape[2])) for part in clip), strict=True)

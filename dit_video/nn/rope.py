@@ -1,4 +1,7 @@
-"""Rotary position embedding over (time, height, width), as in Wan: interleaved pairs, theta 10000; and the q/k norm before it."""
+"""Rotary position embedding over (time, height, width), as in Wan: interleaved pairs, theta 10000; and its norm.
+
+Shapes: N tokens, D width, E width of a head.
+"""
 
 from functools import lru_cache
 from typing import Any
@@ -34,7 +37,7 @@ def rope_table(grid: tuple[int, int, int], head_dim: int) -> Tensor:
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Turn the channel pairs (2j, 2j + 1) of every head of x (N, D) float32 by the angles of `table` (N, E / 2) complex64."""
+    """Turn the channel pairs (2j, 2j + 1) of every head of x (N, D) float32 by the angles of `table` (N, E / 2)."""
     pairs = torch.view_as_complex(x.view(len(x), -1, table.shape[1], 2))  # (N, heads, E / 2)
     return torch.view_as_real(pairs * table[:, None]).view_as(x)  # (N, D)
 

@@ -6,14 +6,14 @@ from torch import Tensor
 from dit_video.errors import UsageError
 
 OVERLAP = 8
-"""Positions that neighbouring windows share, at least. A window's result is off near its cut sides, and less so the further in."""
+"""Positions that neighbouring windows share, at least: a result is off near a cut side, less the further in."""
 
 MARGIN = 2
-"""Outermost positions of an overlap that get no weight; between the two margins the weight passes linearly from window to window."""
+"""Outermost positions of an overlap that get no weight; between the margins it passes linearly to the next window."""
 
 
 def windows(length: int, size: int, scale: int) -> list[tuple[slice, Tensor]]:
-    """Windows of `size` positions spread evenly over `length`, each with its weights (size * scale,), which sum to 1 at every point.
+    """Windows of `size` positions, evenly spread over `length`, each with weights (size * scale,); all sum to 1.
 
     Raises:
         UsageError: size is too small for the overlap.
@@ -36,7 +36,7 @@ def windows(length: int, size: int, scale: int) -> list[tuple[slice, Tensor]]:
 
 
 def _ramp(size: int, scale: int, *, first: bool, last: bool) -> Tensor:
-    """0 over a margin, then linearly up to 1 at the far side of the overlap, from both ends; 1 towards the ends of the whole."""
+    """0 over a margin, then linearly up to 1 at the other margin of the overlap, from each end inside the whole."""
     points = (torch.arange(size * scale) + 0.5) / scale
     rise = ((points - MARGIN) / (OVERLAP - 2 * MARGIN)).clamp(0, 1)
     left, right = (torch.ones_like(rise) if end else side for end, side in ((first, rise), (last, rise.flip(0))))

@@ -19,10 +19,14 @@ def start(device: str) -> tuple[int, int]:
 
 
 def average_gradients(parameters: Iterable[nn.Parameter], world: int) -> None:
-    """Replace each gradient by its mean over all processes, in one flat exchange."""
+    """Replace each gradient by its mean over all processes, in one flat exchange; a parameter that a process did not use counts as 0 there."""
     if world == 1:
         return
-    grads = [p.grad for p in parameters if p.grad is not None]
+    grads = []
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        grads.append(parameter.grad)
     flat = torch.cat([g.reshape(-1) for g in grads])
     dist.all_reduce(flat)
     flat /= world

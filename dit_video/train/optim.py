@@ -60,7 +60,7 @@ class Muon(Optimizer):
         return parameter.grad.lerp(state["momentum"], momentum)
 
 
-MUON_INSIDE = ("blocks.", "encoder.", "decoder.")
+MUON_INSIDE = ("blocks.", "encoder.downsamples.", "encoder.middle.", "decoder.upsamples.", "decoder.middle.")
 
 
 def build_optimizers(modules: Sequence[nn.Module], *, muon_lr: float, adam_lr: float, weight_decay: float) -> list[Optimizer]:

@@ -232,11 +232,12 @@ def test_help_is_quick_and_imports_nothing_heavy():
     script = f"import sys, dvgen.main; print(sorted(set({names}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=ENVIRONMENT)
     assert done.stdout == "[]\n", done.stderr
-    seconds = []
+    seconds = []  # of the processor: what a person waits for on a machine that is not busy with other things
     for _ in range(5):
-        started = time.perf_counter()
+        before = os.times()
         assert "sample" in program("--help").communicate()[0]
-        seconds.append(time.perf_counter() - started)
+        after = os.times()
+        seconds.append(sum(after[2:4]) - sum(before[2:4]))
     assert min(seconds) < 0.4
 
 

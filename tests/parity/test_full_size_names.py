@@ -1,4 +1,4 @@
-"""Names and shapes of the public DiTs at full size, on the meta device, against diffusers' own models and the release's."""
+"""Names and shapes of the public DiTs at full size, on the meta device, against diffusers' own models."""
 
 from dataclasses import replace
 
@@ -51,7 +51,12 @@ def test_names_of_the_release():
     with torch.device("meta"):
         ours = WanDiT(VARIANTS["T2V-1.3B"].dit).state_dict()
     assert len(ours) == 825
-    for name in ("blocks.29.cross_attn.norm_k.weight", "time_projection.1.bias", "text_embedding.2.weight", "head.head.bias"):
+    for name in (
+        "blocks.29.cross_attn.norm_k.weight",
+        "time_projection.1.bias",
+        "text_embedding.2.weight",
+        "head.head.bias",
+    ):
         assert name in ours
     assert DIFFUSERS.to_theirs("blocks.3.norm3.bias") == "blocks.3.norm2.bias"
 

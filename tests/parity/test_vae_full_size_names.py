@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
-from dit_video.errors import CheckpointError
+from dit_video.errors import DvgenError
 from dit_video.models.wan.vae import VAEConfig, WanVAE
 from dit_video.models.wan.vae_layouts import (
     WAN_2_1_VAE,
@@ -60,5 +60,5 @@ def test_config_both_ways(config: VAEConfig):
 )
 def test_what_is_not_a_wan_vae_is_refused(change: dict, words: str):
     raw = diffusers_config(WAN_2_1_VAE) | change
-    with pytest.raises(CheckpointError, match=words):
+    with pytest.raises(DvgenError, match=words):
         from_diffusers_config(raw)

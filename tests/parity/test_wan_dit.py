@@ -8,7 +8,8 @@ from dit_video.models.wan.layouts import DIFFUSERS, config_from_diffusers, confi
 
 diffusers = pytest.importorskip("diffusers")
 
-# The public models' shape in small (head width 128, Wan 2.1 and TI2V channels), and a head width that 6 does not divide.
+# The public models' shape in small (head width 128, Wan 2.1 and TI2V channels), and a head width that 6 does not
+# divide.
 CONFIGS = {
     "2.1": DiTConfig(dim=256, ffn_dim=320, num_heads=2, num_layers=3, text_dim=48),
     "TI2V": DiTConfig(dim=256, ffn_dim=320, num_heads=2, num_layers=2, in_dim=48, out_dim=48, text_dim=48),
@@ -26,9 +27,13 @@ def build_pair(config: DiTConfig):
             if "norm" in name and name.endswith("weight"):
                 parameter.uniform_(0.5, 1.5)
             else:
-                parameter.normal_(std=0.5 if parameter.dim() < 2 or "modulation" in name else parameter[0].numel() ** -0.5)
+                parameter.normal_(
+                    std=0.5 if parameter.dim() < 2 or "modulation" in name else parameter[0].numel() ** -0.5
+                )
     theirs = diffusers.WanTransformer3DModel.from_config(config_to_diffusers(config)).eval()
-    theirs.load_state_dict({DIFFUSERS.to_theirs(name): tensor for name, tensor in ours.state_dict().items()}, strict=True)
+    theirs.load_state_dict(
+        {DIFFUSERS.to_theirs(name): tensor for name, tensor in ours.state_dict().items()}, strict=True
+    )
     return ours, theirs
 
 

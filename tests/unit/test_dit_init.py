@@ -28,7 +28,7 @@ def test_blocks_start_as_the_identity():
 
 
 def test_every_branch_learns():
-    """No branch has both its gate and its output zero: after a step or two of plain gradient descent all parameters move."""
+    """No branch has both its gate and its output zero: after a few steps of gradient descent all parameters moved."""
     model = fresh_model()
     start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     torch.manual_seed(1)

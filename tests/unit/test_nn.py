@@ -59,7 +59,9 @@ def test_bfloat16_gradients_have_the_dtype_of_their_inputs():
     assert low.grad.dtype == torch.bfloat16 and x.grad.dtype == gate.grad.dtype == torch.float32
 
 
-@pytest.mark.parametrize(("head_dim", "dims"), [(128, (44, 42, 42)), (64, (24, 20, 20)), (20, (8, 6, 6)), (12, (4, 4, 4))])
+@pytest.mark.parametrize(
+    ("head_dim", "dims"), [(128, (44, 42, 42)), (64, (24, 20, 20)), (20, (8, 6, 6)), (12, (4, 4, 4))]
+)
 def test_axis_dims(head_dim, dims):
     assert axis_dims(head_dim) == dims
 

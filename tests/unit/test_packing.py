@@ -20,7 +20,7 @@ def random_model(config: DiTConfig = CONFIG) -> WanDiT:
 
 
 def clips():
-    """Latents, timesteps per frame, prompts, and which prompt each clip has: every grid, text and level is different or shared."""
+    """Latents, timesteps per frame, prompts, and which prompt each clip has; grids, levels and prompts recur."""
     torch.manual_seed(1)
     sizes = [(3, 6, 4), (1, 8, 8), (3, 6, 4), (5, 2, 10), (1, 2, 2)]
     latents = [torch.randn(CONFIG.in_dim, *size) for size in sizes]

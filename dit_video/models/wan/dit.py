@@ -1,15 +1,18 @@
 """The Wan video DiT on packed tokens (Wan, arXiv 2503.20314; DiT, arXiv 2212.09748; NaViT, arXiv 2307.06304).
 
-Legend: N tokens of all clips in the pack; D width; H heads, E = D / H; P prompts, S text keys of each; U distinct noise levels.
+Legend: N tokens of all clips in the pack; D width; H heads of width E = D / H; P prompts with S text keys each; U
+distinct noise levels; C channels, (T, H, W) latents and (p, q, r) patches of one clip.
+
 Attribute names are the original release's (Wan-Video/Wan2.1, wan/modules/model.py), so its checkpoints need no table.
 
-Precision: float32 islands whatever the parameters are or autocast says (residual stream, norms, modulation, RoPE, time
-embedding, head); products run in the parameters' dtype, or autocast's.
+Precision: the residual stream, norms, RoPE, modulation, time embedding and head are float32 whatever the parameters
+are or autocast says; the other matrix products run in the parameters' dtype, or autocast's.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +27,7 @@ from dit_video.nn.rope import rms_norm_rotate
 
 @dataclass(frozen=True, kw_only=True)
 class DiTConfig:
-    """Shape of the transformer; field names are the original release's."""
+    """The shape of the transformer; field names are the original release's."""
 
     patch: Size3 = (1, 2, 2)
     in_dim: int = 16
@@ -51,10 +54,7 @@ class DiTConfig:
 
 @dataclass(frozen=True)
 class TextKeys:
-    """Cross-attention keys and values of P prompts, in every block.
-
-    keys, values: one (P, S, H, E) for each block. bias: (S,) float32, added to the logits.
-    """
+    """Cross-attention keys and values of P prompts: (P, S, H, E) for each block. bias (S,) is added to the logits."""
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
@@ -62,32 +62,37 @@ class TextKeys:
 
 
 def product_dtype(weight: Tensor) -> torch.dtype:
-    """The dtype that products with `weight` run in: autocast's where it is on, else the weight's own."""
+    """The dtype of matrix products with `weight`: autocast's where it is on, else the weight's own."""
     device = weight.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
-def linear_float32(layer: nn.Linear, x: Tensor) -> Tensor:
-    """`layer` in float32, whatever its parameters are or autocast says."""
+def in_float32(layers: nn.Sequential, x: Tensor) -> Tensor:
+    """`layers` applied in float32, whatever their parameters are or autocast says."""
     with torch.autocast(x.device.type, enabled=False):
-        return F.linear(x.float(), layer.weight.float(), layer.bias.float())
+        for layer in layers:
+            if isinstance(layer, nn.Linear):
+                x = F.linear(x.float(), layer.weight.float(), layer.bias.float())
+            else:
+                x = layer(x)
+    return x
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm with a gain, in float32, over all heads at once."""
+    """Root-mean-square norm over all heads at once, then RoPE if there is a table of angles."""
 
     def __init__(self, dim: int, eps: float):
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim))
 
-    def forward(self, x: Tensor, rope: Tensor | None) -> Tensor:
-        """(N, D) of any dtype to (N, D) float32; `rope` (N, E / 2) complex64 turns the heads, if given."""
+    def forward(self, x: Tensor, rope: Tensor | None = None) -> Tensor:
+        """(N, D) of any dtype, rope (N, E / 2) complex64 to (N, D) float32."""
         return rms_norm_rotate(x, self.weight.float(), rope, self.eps)
 
 
 class Attention(nn.Module):
-    """The projections and q/k norms that self- and cross-attention share."""
+    """What self-attention and cross-attention share: projections and q/k norms."""
 
     def __init__(self, config: DiTConfig):
         super().__init__()
@@ -105,13 +110,13 @@ class Attention(nn.Module):
 
 
 class SelfAttention(Attention):
-    """Each token attends to all tokens of its clip."""
+    """Each token attends to the tokens of its clip."""
 
     def forward(self, x: Tensor, pack: Pack) -> Tensor:
         """(N, D) to (N, D)."""
-        q = self.norm_q(self.q(x), pack.rope)  # (N, D)
-        k = self.norm_k(self.k(x), pack.rope)  # (N, D)
-        y = attention(self.heads(q), self.heads(k), self.heads(self.v(x)), lengths=pack.lengths)  # (N, H, E)
+        q = self.heads(self.norm_q(self.q(x), pack.rope))  # (N, H, E)
+        k = self.heads(self.norm_k(self.k(x), pack.rope))  # (N, H, E)
+        y = attention(q, k, self.heads(self.v(x)), lengths=pack.lengths)  # (N, H, E)
         return self.o(y.flatten(1))  # (N, D)
 
 
@@ -119,43 +124,36 @@ class CrossAttention(Attention):
     """Each token attends to the text of its clip."""
 
     def text_keys(self, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (P, S, H, E) of text (P, S, D)."""
-        keys = self.norm_k(self.k(text).flatten(0, 1), None).to(text.dtype)  # (P S, D)
+        """Text (P, S, D) to keys and values (P, S, H, E)."""
+        keys = self.norm_k(self.k(text).flatten(0, 1)).to(text.dtype)  # (P S, D)
         return self.heads(keys.view_as(text)), self.heads(self.v(text))
 
     def forward(self, x: Tensor, pack: Pack, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-        """(N, D) to (N, D); keys and values (clips, S, H, E) and bias (clips S,) in packed order."""
-        q = self.heads(self.norm_q(self.q(x), None))  # (N, H, E)
-        kv_lengths = [keys.shape[1]] * len(keys)
-        y = attention(
-            q, keys.flatten(0, 1), values.flatten(0, 1), lengths=pack.lengths, kv_lengths=kv_lengths, key_bias=bias
-        )  # (N, H, E)
+        """(N, D) to (N, D), with keys and values (clips, S, H, E) in the pack's order and bias (S,)."""
+        clips, rows = keys.shape[:2]
+        q = self.heads(self.norm_q(self.q(x)))  # (N, H, E)
+        k, v = keys.flatten(0, 1), values.flatten(0, 1)  # (clips S, H, E)
+        y = attention(q, k, v, lengths=pack.lengths, kv_lengths=[rows] * clips, key_bias=bias.repeat(clips))
         return self.o(y.flatten(1))  # (N, D)
 
 
 class Block(nn.Module):
-    """Self-attention and feed-forward, modulated by the noise level; cross-attention to the text between them."""
+    """Self-attention and feed-forward, modulated by the noise level; between them cross-attention to the text."""
 
     def __init__(self, config: DiTConfig):
         super().__init__()
-        dim = config.dim
+        dim, hidden = config.dim, config.ffn_dim
         self.eps = config.eps
         self.self_attn = SelfAttention(config)
         self.norm3 = nn.LayerNorm(dim, config.eps) if config.cross_attn_norm else nn.Identity()
         self.cross_attn = CrossAttention(config)
-        self.ffn = nn.Sequential(nn.Linear(dim, config.ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(config.ffn_dim, dim))
+        self.ffn = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, dim))
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
 
-    def cross_norm(self, x: Tensor) -> Tensor:
-        """The norm before cross-attention, in float32."""
-        if isinstance(self.norm3, nn.Identity):
-            return x
-        return F.layer_norm(x, x.shape[-1:], self.norm3.weight.float(), self.norm3.bias.float(), self.eps)
-
     def forward(self, x: Tensor, levels: Tensor, pack: Pack, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-        """x (N, D) float32 and levels (U, 6, D) float32 to (N, D) float32."""
-        dtype = product_dtype(self.ffn[0].weight)
-        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.modulation.float() + levels).unbind(1)  # each (U, D)
+        """x (N, D) and levels (U, 6, D), float32, to (N, D) float32; keys, values and bias as in CrossAttention."""
+        dtype = product_dtype(self.self_attn.q.weight)
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.modulation.float() + levels).unbind(1)  # (U, D) each
 
         y = self.self_attn(modulated_norm(x, shift, scale, pack.level, self.eps, dtype), pack)
         x = gated_add(x, y, gate, pack.level)
@@ -163,20 +161,35 @@ class Block(nn.Module):
         y = self.ffn(modulated_norm(x, ffn_shift, ffn_scale, pack.level, self.eps, dtype))
         return gated_add(x, y, ffn_gate, pack.level)
 
+    def cross_norm(self, x: Tensor) -> Tensor:
+        """The norm before cross-attention: (N, D) to (N, D) float32."""
+        if not isinstance(self.norm3, nn.LayerNorm):
+            return x
+        return F.layer_norm(x, x.shape[-1:], self.norm3.weight.float(), self.norm3.bias.float(), self.eps)
+
+    def init_identity(self, generator: torch.Generator | None) -> None:
+        """Start as the identity, with cross-attention that hears the words (see WanDiT.init_weights)."""
+        nn.init.zeros_(self.modulation)
+        nn.init.zeros_(self.cross_attn.o.weight)  # cross-attention has no gate
+        signs = torch.randint(0, 2, self.cross_attn.q.bias.shape, generator=generator) * 2.0 - 1.0
+        self.cross_attn.q.bias.copy_(signs)
+        self.cross_attn.k.bias.copy_(-0.1 * signs)
+
 
 class Head(nn.Module):
-    """Final modulated norm and projection to patches, in float32."""
+    """Modulated norm and projection to patches, in float32."""
 
     def __init__(self, config: DiTConfig):
         super().__init__()
         self.eps = config.eps
-        self.head = nn.Linear(config.dim, config.out_dim * math.prod(config.patch))
+        self.head = nn.Linear(config.dim, math.prod(config.patch) * config.out_dim)
         self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / config.dim**0.5)
 
     def forward(self, x: Tensor, levels: Tensor, pack: Pack) -> Tensor:
         """x (N, D) and levels (U, D) to patches (N, p q r C)."""
-        shift, scale = (self.modulation.float() + levels[:, None]).unbind(1)  # each (U, D)
-        return linear_float32(self.head, modulated_norm(x, shift, scale, pack.level, self.eps, torch.float32))
+        shift, scale = (self.modulation.float() + levels[:, None]).unbind(1)  # (U, D) each
+        x = modulated_norm(x, shift, scale, pack.level, self.eps, torch.float32)  # (N, D)
+        return in_float32(nn.Sequential(self.head), x)
 
 
 class WanDiT(nn.Module):
@@ -190,43 +203,41 @@ class WanDiT(nn.Module):
         self.config = config
         self.passes = 0
         dim = config.dim
-        # Only the parameters of the convolution are used: patches do not overlap, so it is one matrix product.
+        # Only the parameters of this convolution are used: patches do not overlap, so it is one matrix product.
         self.patch_embedding = nn.Conv3d(config.in_dim, dim, kernel_size=config.patch, stride=config.patch)
-        self.text_embedding = nn.Sequential(
-            nn.Linear(config.text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
-        )
+        gelu = nn.GELU(approximate="tanh")
+        self.text_embedding = nn.Sequential(nn.Linear(config.text_dim, dim), gelu, nn.Linear(dim, dim))
         self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, dim * 6))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.head = Head(config)
 
     def encode_text(self, embeds: Sequence[Tensor]) -> TextKeys:
-        """The cross-attention keys and values of prompts, once for all steps of sampling.
+        """Every block's cross-attention keys and values of the prompts: once for all steps of sampling.
 
-        Wan pads every prompt to `text_len` rows of zeros and attends to them. Here prompts are padded to the longest, and
-        one more row stands for the rest of the padding: identical keys are one key with log(count) added to its logit.
+        Wan pads each prompt with rows of zeros to `text_len` and attends to all of them. Here prompts are padded to the
+        longest, and one more row stands for the rest: c identical keys are one key with log(c) added to its logit.
 
         Args:
-            embeds: (L_i, text_dim) for each prompt, 1 <= L_i <= text_len, without padding.
+            embeds: (L_i, text_dim) for each prompt, 1 <= L_i <= text_len.
         """
-        weight = self.text_embedding[0].weight
+        weight = self.patch_embedding.weight
         longest = max(len(embed) for embed in embeds)
         rest = self.config.text_len - longest
-        assert rest >= 0, f"a prompt has {longest} rows, more than text_len {self.config.text_len}"
+        assert rest >= 0, f"a prompt has {longest} rows; text_len is {self.config.text_len}"
         rows = longest + (rest > 0)
         padded = torch.stack([F.pad(embed, (0, 0, 0, rows - len(embed))) for embed in embeds])  # (P, S, text_dim)
         text = self.text_embedding(padded.to(weight.device, product_dtype(weight)))  # (P, S, D)
-        keys, values = zip(*(block.cross_attn.text_keys(text) for block in self.blocks), strict=True)
+        pairs = [cast(Block, block).cross_attn.text_keys(text) for block in self.blocks]
         bias = torch.zeros(rows, device=weight.device)
         if rest > 0:
             bias[-1] = math.log(rest)
-        return TextKeys(keys, values, bias)
+        return TextKeys(tuple(keys for keys, _ in pairs), tuple(values for _, values in pairs), bias)
 
     def embed_timesteps(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Timesteps (U,) to the head's levels (U, D) and the blocks' levels (U, 6, D), float32."""
-        x = timestep_embedding(timesteps, self.config.freq_dim)  # (U, freq_dim)
-        e = linear_float32(self.time_embedding[2], F.silu(linear_float32(self.time_embedding[0], x)))  # (U, D)
-        return e, linear_float32(self.time_projection[1], F.silu(e)).unflatten(1, (6, -1))  # (U, D), (U, 6, D)
+        """Timesteps (U,) in 0..1000 to the head's levels (U, D) and the blocks' levels (U, 6, D), float32."""
+        e = in_float32(self.time_embedding, timestep_embedding(timesteps, self.config.freq_dim))  # (U, D)
+        return e, in_float32(self.time_projection, e).unflatten(1, (6, -1))  # (U, D), (U, 6, D)
 
     def forward(
         self, latents: Sequence[Tensor], timesteps: Sequence[Tensor], text: TextKeys, text_index: Sequence[int]
@@ -234,57 +245,51 @@ class WanDiT(nn.Module):
         """The velocity of each clip; a pack gives the same numbers as its clips one by one.
 
         Args:
-            latents: (in_dim, T, H, W) for each clip, H and W multiples of the patch.
+            latents: (in_dim, T, H, W) for each clip; H and W are multiples of the patch.
             timesteps: (T,) for each clip, in 0..1000, one per latent frame; 0 marks a known, clean frame.
             text: from `encode_text`.
-            text_index: which of the prompts each clip uses.
+            text_index: which of its prompts each clip uses.
 
         Returns:
             (out_dim, T, H, W) float32 for each clip.
         """
-        config, weight = self.config, self.patch_embedding.weight
-        grids = [token_grid(latent, config.patch) for latent in latents]
-        pack = make_pack(grids, timesteps, head_dim=config.head_dim, device=weight.device)
+        config, weight, device = self.config, self.patch_embedding.weight, self.patch_embedding.weight.device
         self.passes += len(latents)
-
+        grids = [token_grid(latent, config.patch) for latent in latents]
+        pack = make_pack(grids, timesteps, head_dim=config.head_dim, device=device)
         patches = pack_tokens([patchify(latent, config.patch) for latent in latents], pack)  # (N, C p q r)
-        patches = patches.to(product_dtype(weight))
-        x = F.linear(patches, weight.flatten(1), self.patch_embedding.bias).float()  # (N, D)
-        head_levels, levels = self.embed_timesteps(pack.timesteps.to(weight.device))  # (U, D), (U, 6, D)
+        x = F.linear(patches.to(product_dtype(weight)), weight.flatten(1), self.patch_embedding.bias).float()  # (N, D)
 
-        prompt = torch.tensor([text_index[i] for i in pack.order], device=weight.device)
-        bias = text.bias.repeat(len(prompt))  # (clips S,)
+        e, levels = self.embed_timesteps(pack.timesteps.to(device))  # (U, D), (U, 6, D)
+        prompt = torch.tensor([text_index[clip] for clip in pack.order], device=device)  # (clips,)
         for block, keys, values in zip(self.blocks, text.keys, text.values, strict=True):
-            x = block(x, levels, pack, keys.index_select(0, prompt), values.index_select(0, prompt), bias)
+            x = block(x, levels, pack, keys.index_select(0, prompt), values.index_select(0, prompt), text.bias)
 
-        out = unpack_tokens(self.head(x, head_levels, pack), pack)  # (n_i, p q r C)
-        return [unpatchify(tokens, grid, config.patch) for tokens, grid in zip(out, grids, strict=True)]
+        clips = unpack_tokens(self.head(x, e, pack), pack)  # (n_i, p q r C) each
+        return [unpatchify(tokens, grid, config.patch) for tokens, grid in zip(clips, grids, strict=True)]
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Initialise for training from scratch: Xavier linears, and every block starts as the identity (adaLN-Zero).
+        """Initialise for training from scratch: Xavier, and every block the identity (adaLN-Zero, arXiv 2212.09748).
 
-        The padding of the text weighs as much as text_len - L words, which would drown the words at first. So the biases of
-        cross-attention point queries and the padding's key (its embedding is 0, hence its key is the bias) in opposite
-        directions: after the q/k norms the padding's logit starts near -0.7 sqrt(E), which cancels the logarithm.
+        Padding weighs as much as text_len - L words, which would drown the words at first. The embedding of a zero
+        row is 0 here, so its key is the bias of k, and the biases of q and k point in opposite directions: after the
+        q/k norms the padding's logit starts near -0.7 sqrt(E), which cancels the logarithm of the count.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight, generator=generator)
                 nn.init.zeros_(module.bias)
-            elif isinstance(module, (nn.LayerNorm, RMSNorm)):
+            elif isinstance(module, RMSNorm | nn.LayerNorm):
                 nn.init.ones_(module.weight)
         nn.init.xavier_uniform_(self.patch_embedding.weight.view(self.config.dim, -1), generator=generator)
-        nn.init.zeros_(self.patch_embedding.bias)
-        for layer in (self.time_embedding[0], self.time_embedding[2]):
-            nn.init.normal_(layer.weight, std=0.02, generator=generator)
-        # Scale, shift and gate are 0 for every level.
-        nn.init.zeros_(self.time_projection[1].weight)
+        nn.init.zeros_(cast(Tensor, self.patch_embedding.bias))
+        for layer in self.time_embedding:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.02, generator=generator)  # as the release does
+        for parameter in self.time_projection.parameters():
+            nn.init.zeros_(parameter)  # with zero modulation: shift, scale and gate are 0 at every level
         for block in self.blocks:
-            nn.init.zeros_(block.modulation)
-            nn.init.zeros_(block.cross_attn.o.weight)  # cross-attention has no gate
-            signs = torch.randint(0, 2, (self.config.dim,), generator=generator) * 2.0 - 1.0
-            block.cross_attn.q.bias.copy_(signs)
-            block.cross_attn.k.bias.copy_(-0.1 * signs)
+            cast(Block, block).init_identity(generator)
         nn.init.zeros_(self.head.modulation)
         nn.init.zeros_(self.head.head.weight)

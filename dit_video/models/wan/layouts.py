@@ -1,6 +1,7 @@
 """Names and configs of the Wan DiT in the layouts that people have.
 
-Our names are the original release's, so that layout is the identity; diffusers has its own, with `norm2` and `norm3` swapped.
+Our names are the original release's, so that layout is the identity. diffusers has its own, in which `norm2` and
+`norm3` are swapped.
 """
 
 from collections.abc import Mapping
@@ -86,8 +87,8 @@ def config_from_diffusers(fields: Mapping[str, Any]) -> DiTConfig:
     for feature in ("image_dim", "added_kv_proj_dim", "pos_embed_seq_len"):
         if fields.get(feature) is not None:
             raise CheckpointError(
-                f"{feature} = {fields[feature]}: this checkpoint is conditioned on CLIP images; only text-to-video and TI2V "
-                "models (no image encoder) can be loaded."
+                f"{feature} = {fields[feature]}: this checkpoint is conditioned on CLIP images; only text-to-video and "
+                "TI2V models, without an image encoder, can be loaded."
             )
     norm = fields.get("qk_norm", "rms_norm_across_heads")
     if norm != "rms_norm_across_heads":
@@ -95,7 +96,9 @@ def config_from_diffusers(fields: Mapping[str, Any]) -> DiTConfig:
     try:
         heads, head_dim, patch = fields["num_attention_heads"], fields["attention_head_dim"], fields["patch_size"]
         if head_dim % 2:
-            raise CheckpointError(f"attention_head_dim {head_dim}: must be even, since RoPE turns pairs; {head_dim + 1} is.")
+            raise CheckpointError(
+                f"attention_head_dim {head_dim}: must be even, since RoPE turns pairs; {head_dim + 1} is."
+            )
         if len(patch) != 3 or patch[0] != 1:
             raise CheckpointError(f"patch_size {patch}: must be three numbers of which the first, for time, is 1.")
         return DiTConfig(

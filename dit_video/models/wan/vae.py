@@ -1,21 +1,23 @@
 """Wan's causal 3D VAE, both forms: 2.1 (plain) and 2.2 (pixel unshuffle, average-down and duplicate-up shortcuts).
 
-The first frame has a latent frame of its own; every further latent frame stands for four frames. Attribute names are the original
-release's (Wan-Video/Wan2.1 wan/modules/vae.py, Wan-Video/Wan2.2 wan/modules/vae2_2.py).
+The first frame has a latent frame of its own; every further latent frame stands for four frames. Attribute names are
+the original release's (Wan-Video/Wan2.1 wan/modules/vae.py, Wan-Video/Wan2.2 wan/modules/vae2_2.py).
 
-    B batch; C channels; T frames; H W rows and columns of the tensor at hand. Tensors are (B, C, T, H, W) in
-    `channels_last_3d` memory; only the entrance and the exit, and nothing between, copy to another layout.
+    B batch; C channels; T frames; H W rows and columns of the tensor at hand. Clips are (B, C, T, H, W) in
+    `channels_last_3d` memory from the entrance to the exit, so that no layer copies them into another layout.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
+from math import prod
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dit_video.errors import UsageError
-from dit_video.nn.causal_conv import cat_time, causal_conv3d, clips, frames, stack_time, upsample_conv, with_past
+from dit_video.errors import DvgenError, UsageError
+from dit_video.nn.causal_conv import cat_time, causal_conv3d, clips, frames, stack_time, upsample_conv
 from dit_video.nn.resample import add_duplicated, average_down, pixel_shuffle, pixel_unshuffle
 from dit_video.nn.rms_silu import rms_norm
 from dit_video.nn.tiling import windows
@@ -23,7 +25,11 @@ from dit_video.nn.tiling import windows
 
 @dataclass(frozen=True, kw_only=True)
 class VAEConfig:
-    """The shape of a Wan VAE and the constants that whiten its latents."""
+    """The shape of a Wan VAE and the constants that whiten its latents; the defaults are Wan 2.1's shape.
+
+    Raises:
+        DvgenError: fields that do not fit together.
+    """
 
     dim: int = 96
     decoder_dim: int = 96
@@ -36,6 +42,20 @@ class VAEConfig:
     latents_mean: tuple[float, ...]
     latents_std: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        if len(self.temporal_downsample) != len(self.dim_mult) - 1:
+            levels, given = len(self.dim_mult), len(self.temporal_downsample)
+            raise DvgenError(f"temporal_downsample has {given} entries: {levels} levels need {levels - 1}.")
+        for name in ("latents_mean", "latents_std"):
+            if (given := len(getattr(self, name))) != self.z_dim:
+                raise DvgenError(f"{name} has {given} values: z_dim {self.z_dim} needs {self.z_dim}.")
+        growth = [b / a for a, b in pairwise((1, *self.dim_mult))]
+        if self.residual and not (growth[-1] == 1 and set(growth) <= {1, 2, 4}):
+            raise DvgenError(
+                f"dim_mult {self.dim_mult}: a residual VAE's shortcuts need factors of 1, 2 or 4 from level to level "
+                "and the last two levels equal, for example (1, 2, 4, 4)."
+            )
+
     @property
     def stride(self) -> tuple[int, int, int]:
         """Pixels per latent in time, height and width."""
@@ -45,7 +65,7 @@ class VAEConfig:
 
 @dataclass
 class Memory:
-    """What a chunked pass carries from chunk to chunk: the last input frames of every causal layer."""
+    """What a chunked pass carries from chunk to chunk: the last input frames of every layer that looks back."""
 
     first: bool = True
     frames: dict[nn.Module, Tensor] = field(default_factory=dict)
@@ -53,7 +73,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Tile:
-    """A window of the frames, in latents, with the weights (rows, columns) of its pixels and what it carries through time."""
+    """A window of the frames: rows and columns in latents, weights (h, w) in pixels, and its own memory."""
 
     rows: slice
     columns: slice
@@ -62,44 +82,61 @@ class Tile:
 
 
 class RMSNorm(nn.Module):
-    """Each pixel's channels scaled to length sqrt(C), then by gamma, which is (C, 1, 1) in attention and (C, 1, 1, 1) elsewhere."""
+    """The scale of a norm over channels; a trailing (1, 1) in attention and (1, 1, 1) elsewhere are the release's."""
 
     def __init__(self, *shape: int):
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(shape))
 
 
-class CausalConv3d(nn.Module):
-    """A causal 3D convolution; with a `Memory` it continues where the last chunk ended."""
+class Conv(nn.Module):
+    """The parameters of a convolution with any kernel, drawn as PyTorch draws them."""
 
-    def __init__(self, in_dim: int, out_dim: int, kernel: tuple[int, int, int] = (3, 3, 3)):
+    def __init__(self, in_dim: int, out_dim: int, *kernel: int):
         super().__init__()
-        conv = nn.Conv3d(in_dim, out_dim, kernel)
-        self.weight, self.bias = conv.weight, conv.bias
+        bound = (in_dim * prod(kernel)) ** -0.5
+        self.weight = nn.Parameter(torch.empty(out_dim, in_dim, *kernel).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(out_dim).uniform_(-bound, bound))
+
+
+class CausalConv3d(Conv):
+    """A causal 3D convolution; with a `Memory` it continues where the last chunk ended."""
 
     def forward(self, x: Tensor, memory: Memory | None = None, *, norm: RMSNorm | None = None) -> Tensor:
         """x (B, C, T, H, W), normalised and put through SiLU first when a norm is given."""
         back = self.weight.shape[2] - 1
-        past = memory.frames.get(self) if memory else None
+        past = memory.frames.get(self) if memory is not None else None
         room = 0 if past is None and x.shape[2] == 1 else back  # a still image meets only the newest tap
-        x = with_past(x, None, room) if norm is None else rms_norm(x, norm.gamma.flatten(), silu=True, room=room)
-        if past is not None and back:
+        if norm is not None:
+            x = rms_norm(x, norm.gamma.flatten(), silu=True, room=room)
+        elif room:
+            x = F.pad(x, (0, 0, 0, 0, room, 0))
+        if past is not None:
             x[:, :, back - past.shape[2] : back] = past
-        if memory and back:
+        if memory is not None and back:
             memory.frames[self] = x[:, :, -back:].clone(memory_format=torch.channels_last_3d)
         return causal_conv3d(x, self.weight[:, :, back - room :], self.bias)
 
 
-class Conv2d(nn.Module):
-    """A convolution of single frames, applied to clips."""
+class Conv2d(Conv):
+    """A convolution of single frames."""
 
-    def __init__(self, in_dim: int, out_dim: int, kernel: int):
-        super().__init__()
-        conv = nn.Conv2d(in_dim, out_dim, kernel)
-        self.weight, self.bias = conv.weight, conv.bias
+    def forward(self, x: Tensor) -> Tensor:
+        return causal_conv3d(x, self.weight.unsqueeze(2), self.bias)
 
-    def forward(self, x: Tensor, *, stride: int = 1) -> Tensor:
-        return causal_conv3d(x, self.weight.unsqueeze(2), self.bias, stride=(1, stride))
+
+class HalvingConv2d(Conv):
+    """A convolution of single frames that leaves half the rows and columns."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return causal_conv3d(x, self.weight.unsqueeze(2), self.bias, stride=(1, 2))
+
+
+class DoublingConv2d(Conv):
+    """A convolution of single frames after doubling their rows and columns."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return upsample_conv(x, self.weight, self.bias)
 
 
 class ResidualBlock(nn.Module):
@@ -110,33 +147,35 @@ class ResidualBlock(nn.Module):
         self.residual = nn.ModuleDict(  # the names are the release's; its 1 and 4 are SiLUs, its 5 a dropout
             {
                 "0": RMSNorm(in_dim, 1, 1, 1),
-                "2": CausalConv3d(in_dim, out_dim),
+                "2": CausalConv3d(in_dim, out_dim, 3, 3, 3),
                 "3": RMSNorm(out_dim, 1, 1, 1),
-                "6": CausalConv3d(out_dim, out_dim),
+                "6": CausalConv3d(out_dim, out_dim, 3, 3, 3),
             }
         )
-        self.shortcut = CausalConv3d(in_dim, out_dim, (1, 1, 1)) if in_dim != out_dim else nn.Identity()
+        self.shortcut = CausalConv3d(in_dim, out_dim, 1, 1, 1) if in_dim != out_dim else nn.Identity()
 
     def forward(self, x: Tensor, memory: Memory | None) -> Tensor:
         norm_1, conv_1, norm_2, conv_2 = self.residual.values()
         h = conv_2(conv_1(x, memory, norm=norm_1), memory, norm=norm_2)
-        return h + self.shortcut(x) if h.requires_grad else h.add_(self.shortcut(x))
+        shortcut = self.shortcut(x)
+        return h + shortcut if h.requires_grad else h.add_(shortcut)
 
 
 class AttentionBlock(nn.Module):
-    """Single-head self-attention among the pixels of each frame."""
+    """Single-head self-attention among the pixels of each frame; it starts as the identity, as in the release."""
 
     def __init__(self, dim: int):
         super().__init__()
         self.norm = RMSNorm(dim, 1, 1)
-        self.to_qkv = Conv2d(dim, dim * 3, 1)
-        self.proj = Conv2d(dim, dim, 1)
+        self.to_qkv = Conv2d(dim, dim * 3, 1, 1)
+        self.proj = Conv2d(dim, dim, 1, 1)
+        nn.init.zeros_(self.proj.weight)
 
     def forward(self, x: Tensor, memory: Memory | None) -> Tensor:
-        qkv = frames(self.to_qkv(rms_norm(x, self.norm.gamma.flatten())))  # (B*T, 3C, H, W)
-        q, k, v = qkv.flatten(2).transpose(1, 2).unsqueeze(1).chunk(3, dim=-1)  # (B*T, 1, H*W, C)
+        images = frames(self.to_qkv(rms_norm(x, self.norm.gamma.flatten())))  # (B*T, 3C, H, W)
+        q, k, v = images.flatten(2).mT.unsqueeze(1).chunk(3, dim=-1)  # (B*T, 1, H*W, C) each
         out = F.scaled_dot_product_attention(q, k, v)
-        out = out.squeeze(1).unflatten(1, qkv.shape[2:]).permute(0, 3, 1, 2)  # (B*T, C, H, W)
+        out = out.squeeze(1).mT.unflatten(2, images.shape[2:])  # (B*T, C, H, W)
         return x + self.proj(clips(out, x.shape[0]))
 
 
@@ -145,18 +184,19 @@ class Downsample(nn.Module):
 
     def __init__(self, dim: int, *, time: bool):
         super().__init__()
-        self.resample = nn.ModuleDict({"1": Conv2d(dim, dim, 3)})
-        self.time_conv = CausalConv3d(dim, dim, (3, 1, 1)) if time else None
+        self.resample = nn.ModuleDict({"1": HalvingConv2d(dim, dim, 3, 3)})
+        self.time_conv = CausalConv3d(dim, dim, 3, 1, 1) if time else None
 
     def forward(self, x: Tensor, memory: Memory | None) -> Tensor:
-        x = self.resample["1"](x, stride=2)  # (B, C, T, H/2, W/2)
+        x = self.resample["1"](x)  # (B, C, T, H/2, W/2)
         if self.time_conv is None:
             return x
-        first = memory is None or memory.first
-        seen = x if first else cat_time([memory.frames[self], x])
+        if memory is None or memory.first:
+            seen, parts = x, [x[:, :, :1]]
+        else:
+            seen, parts = cat_time([memory.frames[self], x]), []
         if memory is not None:
             memory.frames[self] = x[:, :, -1:].clone(memory_format=torch.channels_last_3d)
-        parts = [x[:, :, :1]] if first else []
         if seen.shape[2] > 2:
             parts.append(causal_conv3d(seen, self.time_conv.weight, self.time_conv.bias, stride=(2, 1)))
         return cat_time(parts)
@@ -167,34 +207,33 @@ class Upsample(nn.Module):
 
     def __init__(self, dim: int, out_dim: int, *, time: bool):
         super().__init__()
-        self.resample = nn.ModuleDict({"1": Conv2d(dim, out_dim, 3)})
-        self.time_conv = CausalConv3d(dim, dim * 2, (3, 1, 1)) if time else None
+        self.resample = nn.ModuleDict({"1": DoublingConv2d(dim, out_dim, 3, 3)})
+        self.time_conv = CausalConv3d(dim, dim * 2, 3, 1, 1) if time else None
 
     def forward(self, x: Tensor, memory: Memory | None) -> Tensor:
         if self.time_conv is not None:
-            x = self._double_time(x, memory)
-        conv = self.resample["1"]
-        return upsample_conv(x, conv.weight, conv.bias)
+            x = _double_time(x, self.time_conv, memory)
+        return self.resample["1"](x)
 
-    def _double_time(self, x: Tensor, memory: Memory | None) -> Tensor:
-        """The first frame stays single and out of sight of `time_conv`; every later frame becomes two."""
-        single = 1 if memory is None or memory.first else 0
-        first, rest = x.split([single, x.shape[2] - single], dim=2)
-        frames = list(first.unbind(2))
-        if rest.shape[2]:
-            halves = self.time_conv(rest, memory).unflatten(1, (2, -1)).unbind(1)  # of 2C channels; each (B, C, T, H, W)
-            frames += [frame for pair in zip(*(half.unbind(2) for half in halves), strict=True) for frame in pair]
-        return stack_time(frames)
+
+def _double_time(x: Tensor, time_conv: CausalConv3d, memory: Memory | None) -> Tensor:
+    """The first frame stays single and out of sight of `time_conv`, which makes two of every later frame."""
+    single = 1 if memory is None or memory.first else 0
+    first, rest = x.split([single, x.shape[2] - single], dim=2)
+    images = list(first.unbind(2))
+    if rest.shape[2]:
+        halves = time_conv(rest, memory).unflatten(1, (2, -1)).unbind(1)  # (B, C, T, H, W) each
+        images += [image for pair in zip(*(half.unbind(2) for half in halves), strict=True) for image in pair]
+    return stack_time(images)
 
 
 class DownBlock(nn.Module):
-    """2.2: residual blocks and a downsample beside a shortcut that averages neighbouring pixels and channels."""
+    """2.2: residual blocks and a downsample beside a shortcut that averages neighbouring pixels."""
 
     def __init__(self, in_dim: int, out_dim: int, num_res_blocks: int, *, down: bool, time: bool):
         super().__init__()
         self.out_dim, self.time, self.space = out_dim, 2 if time else 1, 2 if down else 1
-        dims = [in_dim] + [out_dim] * num_res_blocks
-        blocks: list[nn.Module] = [ResidualBlock(a, b) for a, b in zip(dims[:-1], dims[1:], strict=True)]
+        blocks = _residual_blocks(in_dim, out_dim, num_res_blocks)
         self.downsamples = nn.ModuleList(blocks + ([Downsample(out_dim, time=time)] if down else []))
 
     def forward(self, x: Tensor, memory: Memory | None) -> Tensor:
@@ -205,13 +244,12 @@ class DownBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """2.2: residual blocks and an upsample beside a shortcut that duplicates pixels and channels."""
+    """2.2: residual blocks and an upsample beside a shortcut that duplicates pixels."""
 
     def __init__(self, in_dim: int, out_dim: int, num_res_blocks: int, *, up: bool, time: bool):
         super().__init__()
         self.time, self.up = 2 if time else 1, up
-        dims = [in_dim] + [out_dim] * num_res_blocks
-        blocks: list[nn.Module] = [ResidualBlock(a, b) for a, b in zip(dims[:-1], dims[1:], strict=True)]
+        blocks = _residual_blocks(in_dim, out_dim, num_res_blocks)
         self.upsamples = nn.ModuleList(blocks + ([Upsample(out_dim, out_dim, time=time)] if up else []))
 
     def forward(self, x: Tensor, memory: Memory | None) -> Tensor:
@@ -223,12 +261,16 @@ class UpBlock(nn.Module):
         return add_duplicated(x, before, self.time, first=memory is None or memory.first)
 
 
+def _residual_blocks(in_dim: int, out_dim: int, count: int) -> list[nn.Module]:
+    return [ResidualBlock(a, b) for a, b in pairwise([in_dim] + [out_dim] * count)]
+
+
 def _middle(dim: int) -> nn.ModuleList:
     return nn.ModuleList([ResidualBlock(dim, dim), AttentionBlock(dim), ResidualBlock(dim, dim)])
 
 
 def _head(in_dim: int, out_dim: int) -> nn.ModuleDict:
-    return nn.ModuleDict({"0": RMSNorm(in_dim, 1, 1, 1), "2": CausalConv3d(in_dim, out_dim)})
+    return nn.ModuleDict({"0": RMSNorm(in_dim, 1, 1, 1), "2": CausalConv3d(in_dim, out_dim, 3, 3, 3)})
 
 
 class Encoder(nn.Module):
@@ -237,16 +279,15 @@ class Encoder(nn.Module):
     def __init__(self, config: VAEConfig):
         super().__init__()
         dims = [config.dim * mult for mult in (1, *config.dim_mult)]
-        self.conv1 = CausalConv3d(3 * config.patch**2, dims[0])
+        self.conv1 = CausalConv3d(3 * config.patch**2, dims[0], 3, 3, 3)
         layers: list[nn.Module] = []
-        for level, (in_dim, out_dim) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+        for level, (in_dim, out_dim) in enumerate(pairwise(dims)):
             down = level < len(config.dim_mult) - 1
             time = down and config.temporal_downsample[level]
             if config.residual:
                 layers.append(DownBlock(in_dim, out_dim, config.num_res_blocks, down=down, time=time))
                 continue
-            block_dims = [in_dim] + [out_dim] * config.num_res_blocks
-            layers += [ResidualBlock(a, b) for a, b in zip(block_dims[:-1], block_dims[1:], strict=True)]
+            layers += _residual_blocks(in_dim, out_dim, config.num_res_blocks)
             layers += [Downsample(out_dim, time=time)] if down else []
         self.downsamples = nn.ModuleList(layers)
         self.middle = _middle(dims[-1])
@@ -254,13 +295,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor, memory: Memory | None = None) -> Tensor:
         x = self.conv1(x, memory)
-        for layer in (*self.downsamples, *self.middle):
-            x = layer(x, memory)
-        norm, conv = self.head.values()
-        x = conv(x, memory, norm=norm)
-        if memory is not None:
-            memory.first = False
-        return x
+        return _run((*self.downsamples, *self.middle), self.head, x, memory)
 
 
 class Decoder(nn.Module):
@@ -269,32 +304,43 @@ class Decoder(nn.Module):
     def __init__(self, config: VAEConfig):
         super().__init__()
         dims = [config.decoder_dim * mult for mult in (config.dim_mult[-1], *reversed(config.dim_mult))]
-        self.conv1 = CausalConv3d(config.z_dim, dims[0])
+        self.conv1 = CausalConv3d(config.z_dim, dims[0], 3, 3, 3)
         self.middle = _middle(dims[0])
         layers: list[nn.Module] = []
-        upsample_time = config.temporal_downsample[::-1]
-        for level, (in_dim, out_dim) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+        for level, (in_dim, out_dim) in enumerate(pairwise(dims)):
             up = level < len(config.dim_mult) - 1
-            time = up and upsample_time[level]
+            time = up and config.temporal_downsample[-1 - level]
             if config.residual:
                 layers.append(UpBlock(in_dim, out_dim, config.num_res_blocks + 1, up=up, time=time))
                 continue
             # 2.1's upsample halves the channels that it hands to the next level
-            block_dims = [in_dim // 2 if level else in_dim] + [out_dim] * (config.num_res_blocks + 1)
-            layers += [ResidualBlock(a, b) for a, b in zip(block_dims[:-1], block_dims[1:], strict=True)]
+            layers += _residual_blocks(in_dim // 2 if level else in_dim, out_dim, config.num_res_blocks + 1)
             layers += [Upsample(out_dim, out_dim // 2, time=time)] if up else []
         self.upsamples = nn.ModuleList(layers)
         self.head = _head(dims[-1], 3 * config.patch**2)
 
     def forward(self, x: Tensor, memory: Memory | None = None) -> Tensor:
+        return self.enlarge(self.begin(x, memory), memory)
+
+    def begin(self, x: Tensor, memory: Memory | None) -> Tensor:
+        """The layers at the size of the latents; with their attention they see whole frames, and they cost little."""
         x = self.conv1(x, memory)
-        for layer in (*self.middle, *self.upsamples):
+        for layer in self.middle:
             x = layer(x, memory)
-        norm, conv = self.head.values()
-        x = conv(x, memory, norm=norm)
-        if memory is not None:
-            memory.first = False
         return x
+
+    def enlarge(self, x: Tensor, memory: Memory | None) -> Tensor:
+        """The layers that grow to pixels, which see only a neighbourhood, and may so work on windows of the frames."""
+        return _run(tuple(self.upsamples), self.head, x, memory)
+
+
+def _run(layers: tuple[nn.Module, ...], head: nn.ModuleDict, x: Tensor, memory: Memory | None) -> Tensor:
+    for layer in layers:
+        x = layer(x, memory)
+    x = head["2"](x, memory, norm=head["0"])
+    if memory is not None:
+        memory.first = False
+    return x
 
 
 class WanVAE(nn.Module):
@@ -304,57 +350,65 @@ class WanVAE(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
-        self.conv1 = CausalConv3d(config.z_dim * 2, config.z_dim * 2, (1, 1, 1))
-        self.conv2 = CausalConv3d(config.z_dim, config.z_dim, (1, 1, 1))
+        self.conv1 = CausalConv3d(config.z_dim * 2, config.z_dim * 2, 1, 1, 1)
+        self.conv2 = CausalConv3d(config.z_dim, config.z_dim, 1, 1, 1)
         self.decoder = Decoder(config)
 
     def encode_moments(self, video: Tensor) -> tuple[Tensor, Tensor]:
-        """(mean, logvar), each (B, z_dim, t, h, w) and not whitened, of video (B, 3, T, H, W) in [-1, 1]; differentiable.
+        """(mean, logvar), each (B, z_dim, t, h, w), not whitened, of video (B, 3, T, H, W) in [-1, 1]; differentiable.
 
         Raises:
             UsageError: T is not 1 + 4k, or a side is not a multiple of the stride.
         """
         self._check_grid(video)
-        return self.conv1(self.encoder(pixel_unshuffle(video, self.config.patch))).chunk(2, dim=1)
+        mean, logvar = self._encode(video, None).chunk(2, dim=1)
+        return mean, logvar
 
     @torch.no_grad()
     def encode(self, video: Tensor, *, chunk: int | None = None) -> Tensor:
-        """Whitened mean latents (B, z_dim, t, h, w) of video (B, 3, T, H, W) in [-1, 1], `chunk` latent frames at a time or all at once.
+        """Whitened mean latents (B, z_dim, t, h, w) of video (B, 3, T, H, W) in [-1, 1].
 
-        The result does not depend on `chunk`; the memory does. Raises as `encode_moments`.
+        `chunk` latent frames at a time, or all at once: the memory depends on it, the result does not.
+
+        Raises:
+            UsageError: T is not 1 + 4k, or a side is not a multiple of the stride.
         """
         self._check_grid(video)
         step = self.config.stride[0]
-        frames = [1, *[step] * ((video.shape[2] - 1) // step)]  # of each latent frame
-        chunk = chunk or len(frames)
-        memory, means = Memory(), []
-        for part in video.split([sum(frames[i : i + chunk]) for i in range(0, len(frames), chunk)], dim=2):
-            moments = self.conv1(self.encoder(pixel_unshuffle(part, self.config.patch), memory))
-            means.append(moments.chunk(2, dim=1)[0])
-        return self.whiten(torch.cat(means, dim=2))
+        lengths = [1] + [step] * ((video.shape[2] - 1) // step)  # frames behind each latent frame
+        chunk = chunk or len(lengths)
+        sizes = [sum(lengths[i : i + chunk]) for i in range(0, len(lengths), chunk)]
+        memory = Memory()
+        moments = [self._encode(part, memory) for part in video.split(sizes, dim=2)]
+        return self.whiten(torch.cat(moments, dim=2).chunk(2, dim=1)[0])
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pixels (B, 3, T, H, W) of whitened latents, the whole clip in one pass; differentiable, and so not clamped to [-1, 1]."""
-        return self._decode(self.unwhiten(latents), None)
+        """Pixels (B, 3, T, H, W) of whitened latents in one pass: differentiable, and so not clamped to [-1, 1]."""
+        x = self.decoder(self.conv2(self.unwhiten(latents)))
+        return pixel_shuffle(x, self.config.patch)
 
     @torch.no_grad()
     def decode_stream(self, latents: Tensor, *, chunk: int = 1, tile: int | None = None) -> Iterator[Tensor]:
-        """Pixels (B, 3, T_i, H, W) in [-1, 1] as soon as they are ready, `chunk` latent frames at a time: first 1, then 4 frames for each.
+        """Pixels (B, 3, T_i, H, W), float32 in [-1, 1], of whitened latents: chunk by chunk, as soon as they are ready.
 
-        What is kept between chunks does not grow with the clip. `tile` is the side in latents of the square windows that frames are cut
-        into when they are larger (nn/tiling.py says how those are blended); None decodes whole frames.
+        A chunk is `chunk` latent frames; the first of all gives one frame, each other four. What is kept between chunks
+        does not grow with the clip. Frames larger than `tile` latents on a side are decoded in overlapping windows and
+        blended (nn/tiling.py).
 
         Raises:
-            UsageError: a tile smaller than the windows' overlap allows.
+            UsageError: a tile smaller than the overlap of windows allows.
         """
-        (_, h, w), (height, width) = self.config.stride, latents.shape[3:]
+        height, width = latents.shape[3:]
+        _, h, w = self.config.stride
         tiles = [
-            Tile(row, column, (down.unsqueeze(1) * across).to(latents.device), Memory())
-            for row, down in windows(height, tile or height, h)
-            for column, across in windows(width, tile or width, w)
+            Tile(rows, columns, (down.unsqueeze(1) * across).to(latents.device), Memory())
+            for rows, down in windows(height, tile or height, h)
+            for columns, across in windows(width, tile or width, w)
         ]
+        memory = Memory()
         for z in self.unwhiten(latents).split(chunk, dim=2):
-            yield self._decode_tiles(z, tiles).clamp_(-1, 1)
+            features = self.decoder.begin(self.conv2(z), memory)  # looks back in time, but does not ask what is first
+            yield self._enlarge_tiles(features, tiles).clamp_(-1, 1)
 
     def whiten(self, mean: Tensor) -> Tensor:
         """(mean - latents_mean) / latents_std, per channel."""
@@ -366,21 +420,22 @@ class WanVAE(nn.Module):
         centre, spread = self._constants(latents)
         return latents * spread + centre
 
-    def _decode(self, z: Tensor, memory: Memory | None) -> Tensor:
-        return pixel_shuffle(self.decoder(self.conv2(z), memory), self.config.patch)
+    def _encode(self, video: Tensor, memory: Memory | None) -> Tensor:
+        return self.conv1(self.encoder(pixel_unshuffle(video, self.config.patch), memory))
 
-    def _decode_tiles(self, z: Tensor, tiles: list[Tile]) -> Tensor:
+    def _enlarge_tiles(self, features: Tensor, tiles: list[Tile]) -> Tensor:
         if len(tiles) == 1:
-            return self._decode(z, tiles[0].memory).float()
+            return pixel_shuffle(self.decoder.enlarge(features, tiles[0].memory), self.config.patch).float()
         _, h, w = self.config.stride
-        canvas = torch.empty(0)
+        canvas: Tensor | None = None
         for tile in tiles:
-            part = self._decode(z[..., tile.rows, tile.columns], tile.memory) * tile.weights
-            if tile is tiles[0]:
-                canvas = part.new_zeros(*part.shape[:3], z.shape[3] * h, z.shape[4] * w)
-            canvas[..., tile.rows.start * h : tile.rows.stop * h, tile.columns.start * w : tile.columns.stop * w] += (
-                part
-            )
+            part = self.decoder.enlarge(features[..., tile.rows, tile.columns], tile.memory)
+            part = pixel_shuffle(part, self.config.patch) * tile.weights
+            if canvas is None:
+                canvas = part.new_zeros(*part.shape[:3], features.shape[3] * h, features.shape[4] * w)
+            top, left = tile.rows.start * h, tile.columns.start * w
+            canvas[..., top : top + part.shape[3], left : left + part.shape[4]] += part
+        assert canvas is not None
         return canvas
 
     def _constants(self, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -389,8 +444,9 @@ class WanVAE(nn.Module):
         return centre, spread
 
     def _check_grid(self, video: Tensor) -> None:
-        (t, h, w), (frames, height, width) = self.config.stride, video.shape[2:]
-        if (frames - 1) % t or height % h or width % w:
+        (t, h, w), (count, height, width) = self.config.stride, video.shape[2:]
+        if (count - 1) % t or height % h or width % w:
             raise UsageError(
-                f"video of {width}x{height}, {frames} frames: the autoencoder takes 1 + {t}k frames and sides that are multiples of {h}."
+                f"video of {width}x{height}, {count} frames: the autoencoder takes 1 + {t}k frames "
+                f"and sides that are multiples of {h}."
             )
