@@ -1,9 +1,12 @@
-"""Judge trained autoencoders on held-out scenes: what the detector still reads, PSNR inside the objects' boxes, and decode time.
+"""Judge trained autoencoders on held-out scenes: what the detector still reads, PSNR inside the objects' boxes, and
+decode time.
 
     python benchmarks/compare_autoencoders.py runs/vae-a runs/vae-b --clips 200
 
-Each line is one autoencoder: agreement of the detector (all four fields right, of those it gets right on the original pixels) on plain reconstructions
-and on latents with noise of mean square 0.02 and 0.1; PSNR over the object's box and over the frame; seconds to decode 640x384x49 in bfloat16.
+Each line is one autoencoder: agreement of the detector (all four fields right, of those it gets right on the original
+pixels) on plain reconstructions
+and on latents with noise of mean square 0.02 and 0.1; PSNR over the object's box and over the frame; seconds to
+decode 640x384x49 in bfloat16.
 """
 
 import argparse
@@ -37,7 +40,9 @@ def judge(folder: Path, *, clips: int, shape: VideoShape, time_decode: bool) -> 
     rng = np.random.default_rng(99)
     agree, asked, inside, whole = dict.fromkeys(NOISES, 0), 0, [], []
     for _ in range(clips):
-        scene = sample_scene(rng, num_frames=shape.num_frames, size=(shape.width, shape.height), held_out=True, objects=1)
+        scene = sample_scene(
+            rng, num_frames=shape.num_frames, size=(shape.width, shape.height), held_out=True, objects=1
+        )
         frames = render(scene)
         if not all(score(detect(frames), scene).values()):
             continue
@@ -46,7 +51,9 @@ def judge(folder: Path, *, clips: int, shape: VideoShape, time_decode: bool) -> 
         with torch.autocast("cpu", torch.bfloat16):
             latents = vae.encode(video).float()
             for noise in NOISES:
-                noisy = latents + noise**0.5 * torch.randn(latents.shape, generator=torch.Generator().manual_seed(asked))
+                noisy = latents + noise**0.5 * torch.randn(
+                    latents.shape, generator=torch.Generator().manual_seed(asked)
+                )
                 decoded = vae.decode(noisy).float().clamp(-1, 1)
                 pixels = decoded[0].add(1).mul(127.5).round().byte().permute(1, 2, 3, 0).numpy()
                 pixels = pixels[: shape.num_frames, : shape.height, : shape.width]
@@ -68,7 +75,8 @@ def judge(folder: Path, *, clips: int, shape: VideoShape, time_decode: bool) -> 
     rates = "  ".join(f"agree@{noise:g} {100 * agree[noise] / asked:5.1f}%" for noise in NOISES)
     parameters = sum(p.numel() for p in vae.parameters()) / 1e6
     print(
-        f"{folder.name:24s} {parameters:5.2f}M  n={asked}  {rates}  box {np.mean(inside):5.2f} dB  frame {np.mean(whole):5.2f} dB  "
+        f"{folder.name:24s} {parameters:5.2f}M  n={asked}  {rates}  "
+        f"box {np.mean(inside):5.2f} dB  frame {np.mean(whole):5.2f} dB  "
         f"decode {seconds:5.2f} s",
         flush=True,
     )

@@ -26,6 +26,7 @@ from dit_video.flow.guidance import guided, needs_guidance
 from dit_video.flow.levels import NUM_TRAIN_TIMESTEPS, flow_levels
 from dit_video.flow.solvers import SOLVERS
 from dit_video.shapes import Grid, VideoShape
+from dit_video.text.encoders import MAX_LENGTH
 from dit_video.video.io import write_video
 
 if TYPE_CHECKING:
@@ -211,6 +212,8 @@ def _encode(stages: Stages, prompts: list[str]) -> list[Tensor]:
     with stages.timed("text"):
         embeds = text.encode(prompts)
     stages.progress("text", 1, 1)
+    if any(len(embed) == MAX_LENGTH for embed in embeds):
+        stages.note(f"the prompt is longer than {MAX_LENGTH} tokens; what comes after them is not read.")
     unknown = list(dict.fromkeys(word for prompt in prompts for word in text.unknown_words(prompt)))
     if not stages.told_unknown_words.issuperset(unknown):
         stages.told_unknown_words.update(unknown)
@@ -330,18 +333,20 @@ def generate(
     """Makes one video file; with `save_latents` also a file of its latents, which is there before decoding begins.
 
     Raises:
-        DvgenError: a stage that cannot be loaded, latents that are not finite, or a file that cannot be written.
+        DvgenError: a stage that cannot be loaded, too little memory, latents that are not finite, or a file that cannot
+            be written.
     """
-    latents = sample_latents(stages, [clip], settings)[0]
-    if save_latents:
-        about = {"prompt": clip.prompt, "negative": clip.negative, "seed": str(clip.seed), "size": str(clip.shape)}
-        save_tensors({"latents": latents.cpu()}, save_latents, metadata=about)
-    vae = stages.vae
-    stages.progress("decode", 0, clip.shape.num_frames)
-    with stages.timed("decode"):
-        frames = _counted(decode_frames(vae, latents, clip.shape), stages.progress, clip.shape.num_frames)
-        written = write_video(path, frames, fps=fps, overwrite=overwrite)
-    stages.progress("decode", clip.shape.num_frames, clip.shape.num_frames)
+    with _explained_memory(clip.shape):
+        latents = sample_latents(stages, [clip], settings)[0]
+        if save_latents:
+            about = {"prompt": clip.prompt, "negative": clip.negative, "seed": str(clip.seed), "size": str(clip.shape)}
+            save_tensors({"latents": latents.cpu()}, save_latents, metadata=about)
+        vae = stages.vae
+        stages.progress("decode", 0, clip.shape.num_frames)
+        with stages.timed("decode"):
+            frames = _counted(decode_frames(vae, latents, clip.shape), stages.progress, clip.shape.num_frames)
+            written = write_video(path, frames, fps=fps, overwrite=overwrite)
+        stages.progress("decode", clip.shape.num_frames, clip.shape.num_frames)
     if written.note:
         stages.note(written.note)
     grid = stages.checkpoint.grid.tokens(stages.checkpoint.grid.latent(clip.shape))
@@ -365,6 +370,18 @@ def _counted(frames: Iterator[np.ndarray], progress: Progress, total: int) -> It
     for count, frame in enumerate(frames):
         progress("decode", count, total)  # the last one counts when the file is there: encoders run behind
         yield frame
+
+
+@contextmanager
+def _explained_memory(shape: VideoShape) -> Iterator[None]:
+    """Turns "out of memory", which torch says in several ways, into a sentence."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        advice = "ask for a smaller --size or fewer --frames, or use --dtype bfloat16"
+        raise DvgenError(f"{shape}: there is not enough memory for it; {advice}.") from error
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:

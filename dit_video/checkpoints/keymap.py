@@ -1,6 +1,7 @@
 """Key tables: how tensor names of one layout map to ours, in both directions, exactly one row per key.
 
-A row is a pair of names with slots: `Row("blocks.{i}.self_attn.q.{p}", "blocks.{i}.attn1.to_q.{p}")`. `{i}` (and `{j}`, `{k}`) match a whole
+A row is a pair of names with slots: `Row("blocks.{i}.self_attn.q.{p}", "blocks.{i}.attn1.to_q.{p}")`. `{i}` (and
+`{j}`, `{k}`) match a whole
 number, `{p}` matches `weight` or `bias`. A table is checked by a test that every name of a full-size model is covered.
 """
 

@@ -14,7 +14,8 @@ def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
 def sample_sigmas(count: int, *, mean: float, std: float, shift: float, generator: torch.Generator) -> Tensor:
     """`count` noise levels in (0, 1), logit-normal(mean, std) and then shifted (arXiv 2403.03206, section 3.1).
 
-    The draws are stratified: one in each of `count` equal slices of the distribution, in random order, so that every batch covers all
+    The draws are stratified: one in each of `count` equal slices of the distribution, in random order, so that every
+    batch covers all
     levels (the low-discrepancy sampling of Variational Diffusion Models, arXiv 2107.00630, appendix I.1).
     """
     order = torch.randperm(count, generator=generator)
@@ -38,7 +39,8 @@ def flow_loss(
 ) -> Tensor:
     """Mean squared error of the velocity eps - x0 over all unknown latents of a pack.
 
-    Shapes per clip: velocity, clean, noise (C, T, H, W); sigmas (T,), where level 0 marks a known frame, which carries no loss; weights None
+    Shapes per clip: velocity, clean, noise (C, T, H, W); sigmas (T,), where level 0 marks a known frame, which
+    carries no loss; weights None
     or (T, H, W), a weight per latent position.
     """
     total, count = velocity[0].new_zeros(()), velocity[0].new_zeros(())

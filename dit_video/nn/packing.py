@@ -17,7 +17,7 @@ class Pack:
 
     order: packed position -> the caller's clip. Clips of equal grids stand together: attention runs them as one batch.
     grids: the token grid (t, h, w) of each clip, in packed order.
-    rope: (N, head_dim / 2) complex64.
+    rope: (N, head_dim / 2, 2) float32, cos and sin of each token's angles.
     timesteps: (U,) float64 on the CPU, the distinct timesteps of the pack.
     level: (N,) int64, the row of `timesteps` that each token has.
     """

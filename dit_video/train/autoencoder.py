@@ -1,7 +1,9 @@
 """Training of the causal VAE on the procedural world: reconstruct the pixels from latents that carry noise.
 
-The noise is what makes the latents good to diffuse: the decoder must read a shape from latents with errors like those that a transformer
-leaves, so the encoder spreads what matters over large differences (a channel code; compare the noise in arXiv 2501.09755 and 2304.09479).
+The noise is what makes the latents good to diffuse: the decoder must read a shape from latents with errors like those
+that a transformer
+leaves, so the encoder spreads what matters over large differences (a channel code; compare the noise in arXiv
+2501.09755 and 2304.09479).
 """
 
 import dataclasses
@@ -45,7 +47,9 @@ class NoData:
 
 
 def train(config: AutoencoderConfig, *, resume: bool, report: Reporter) -> Path:
-    """Train, resume, and write the finished autoencoder (averaged weights, measured latent statistics) to `config.out`/autoencoder.pt."""
+    """Train, resume, and write the finished autoencoder (averaged weights, measured latent statistics) to
+    `config.out`/autoencoder.pt.
+    """
     rank, world = distributed.start(config.loop.device)
     if config.loop.threads:
         torch.set_num_threads(config.loop.threads)
@@ -62,7 +66,9 @@ def train(config: AutoencoderConfig, *, resume: bool, report: Reporter) -> Path:
         folder=folder,
         config=config.loop,
         modules={"vae": vae},
-        optimizers=build_optimizers([vae], muon_lr=config.optim.muon_lr, adam_lr=config.optim.adam_lr, weight_decay=config.optim.weight_decay),
+        optimizers=build_optimizers(
+            [vae], muon_lr=config.optim.muon_lr, adam_lr=config.optim.adam_lr, weight_decay=config.optim.weight_decay
+        ),
         ema=EMA([vae], decay=config.loop.ema),
         data=NoData(),
         rank=rank,
@@ -74,7 +80,11 @@ def train(config: AutoencoderConfig, *, resume: bool, report: Reporter) -> Path:
     def step(n: int) -> StepResult:
         shape, video, weights = make_batch(config, grid, numpy_generator(config.loop.seed, rank, n))
         loss = reconstruction_loss(
-            vae, video.to(config.loop.device), weights.to(config.loop.device), config, torch_generator(config.loop.seed, rank, n)
+            vae,
+            video.to(config.loop.device),
+            weights.to(config.loop.device),
+            config,
+            torch_generator(config.loop.seed, rank, n),
         )
         latent = grid.latent(shape)
         return StepResult(loss, len(video), len(video) * latent.frames * latent.height * latent.width // 4)
@@ -95,7 +105,9 @@ def first_look(config: AutoencoderConfig) -> Tensor:
 
 
 def make_batch(config: AutoencoderConfig, grid: Grid, rng: np.random.Generator) -> tuple[VideoShape, Tensor, Tensor]:
-    """(shape, video (B, 3, T, H, W) in [-1, 1], weights (B, 1, T, H, W)): one native shape, padded to whole latents by its own edge."""
+    """(shape, video (B, 3, T, H, W) in [-1, 1], weights (B, 1, T, H, W)): one native shape, padded to whole latents
+    by its own edge.
+    """
     shape = sample_shape(rng, config.data)
     padded = grid.padded(shape)
     count = max(1, round(config.batch_pixels / (padded.num_frames * padded.height * padded.width)))
@@ -105,7 +117,9 @@ def make_batch(config: AutoencoderConfig, grid: Grid, rng: np.random.Generator) 
     return shape, video, 1 + (config.object_weight - 1) * masks.float()
 
 
-def reconstruction_loss(vae: WanVAE, video: Tensor, weights: Tensor, config: AutoencoderConfig, generator: torch.Generator) -> Tensor:
+def reconstruction_loss(
+    vae: WanVAE, video: Tensor, weights: Tensor, config: AutoencoderConfig, generator: torch.Generator
+) -> Tensor:
     """Weighted L1 + L2 of the reconstruction from noisy latents, and a weak pull of each channel's deviation towards 1.
 
     The noise is relative to the channel's own deviation in the batch, so inflating the latents cannot escape it.
@@ -136,7 +150,9 @@ def with_statistics(vae: WanVAE, config: AutoencoderConfig) -> WanVAE:
         count, clips = count + latents.shape[1], clips + min(8, len(video))
     mean = total / count
     std = (squares / count - mean.square()).sqrt()
-    finished = WanVAE(dataclasses.replace(vae.config, latents_mean=tuple(mean.tolist()), latents_std=tuple(std.tolist())))
+    finished = WanVAE(
+        dataclasses.replace(vae.config, latents_mean=tuple(mean.tolist()), latents_std=tuple(std.tolist()))
+    )
     finished.load_state_dict(vae.state_dict())
     return finished
 
@@ -153,8 +169,9 @@ def load_autoencoder(folder: Path) -> WanVAE:
         from dit_video.models.wan.pipeline import WanCheckpoint
 
         return WanCheckpoint.open(folder).load_vae(dtype=torch.float32, device="cpu")
-    values = json.loads((folder / "autoencoder.json").read_text())
-    vae = WanVAE(VAEConfig(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}))
+    values: dict[str, Any] = json.loads((folder / "autoencoder.json").read_text())
+    fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+    vae = WanVAE(VAEConfig(**fields))
     vae.load_state_dict(torch.load(folder / "autoencoder.pt", weights_only=True))
     return vae.eval()
 

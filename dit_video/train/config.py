@@ -1,4 +1,6 @@
-"""Training configurations: TOML files read into frozen dataclasses, strictly (an unknown key is an error that names the nearest known one)."""
+"""Training configurations: TOML files read into frozen dataclasses, strictly (an unknown key is an error that names
+the nearest known one).
+"""
 
 import dataclasses
 import difflib
@@ -18,7 +20,8 @@ T = TypeVar("T")
 class LoopConfig:
     """How long and how fast to train; every length is in optimiser steps unless it says minutes.
 
-    The learning rate warms up, stays, and falls linearly to zero over the last `decay` steps. A run stops early after `minutes` and can be
+    The learning rate warms up, stays, and falls linearly to zero over the last `decay` steps. A run stops early after
+    `minutes` and can be
     resumed; it saves its state every `save_minutes` and writes a sample sheet every `sheet_minutes`.
     """
 
@@ -50,7 +53,8 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseConfig:
-    """A mixture of clips: the share of images, the ranges of the shorter side (pixels) and of the length (frames), and favourite shapes.
+    """A mixture of clips: the share of images, the ranges of the shorter side (pixels) and of the length (frames),
+    and favourite shapes.
 
     `common` lists shapes as "256x144x24"; a share `common_share` of the clips has one of them.
     """
@@ -91,7 +95,9 @@ class AutoencoderConfig:
     batch_pixels: int = 600_000
     """Pixels times frames in a step."""
     latent_noise: float = 0.25
-    """Standard deviation of the noise put on the latents while training, relative to each channel's own; drawn per clip as |N(0, 1)| times this."""
+    """Standard deviation of the noise put on the latents while training, relative to each channel's own; drawn per
+    clip as |N(0, 1)| times this.
+    """
     object_weight: float = 4.0
     """Weight of the pixels in and around the objects, relative to the background."""
     init_from: str = ""
@@ -133,7 +139,9 @@ class DiTTrainConfig:
     known_share: float = 0.15
     """Share of the videos in which some latent frames are known (first, last, both, or a random subset, at level 0)."""
     object_weight: float = 1.0
-    """Loss weight of the patches that hold an object, at noise levels low enough that their place is known; 1 weighs all alike."""
+    """Loss weight of the patches that hold an object, at noise levels low enough that their place is known; 1 weighs
+    all alike.
+    """
     init_from: str = ""
 
 

@@ -1,4 +1,6 @@
-"""Training data from the procedural world: shapes drawn natively, scenes rendered, clips encoded once and cached, packs filled greedily."""
+"""Training data from the procedural world: shapes drawn natively, scenes rendered, clips encoded once and cached,
+packs filled greedily.
+"""
 
 import math
 import os
@@ -28,7 +30,9 @@ GROUP = 16  # clips of one shape that are rendered and encoded together
 
 @dataclass(frozen=True)
 class Example:
-    """A clip as the trainer sees it: latents (C, T, H, W) in float16, wordings, and where its objects are (T, H, W) bool."""
+    """A clip as the trainer sees it: latents (C, T, H, W) in float16, wordings, and where its objects are (T, H, W)
+    bool.
+    """
 
     latents: Tensor
     captions: tuple[str, ...]
@@ -62,9 +66,13 @@ def parse_shape(text: str) -> VideoShape:
 
 
 def pad_frames(frames: np.ndarray, target: VideoShape) -> np.ndarray:
-    """Pad (T, H, W, 3) at the end, the bottom and the right by repeating the edge, up to `target`: nothing is cropped or resized."""
+    """Pad (T, H, W, 3) at the end, the bottom and the right by repeating the edge, up to `target`: nothing is cropped
+    or resized.
+    """
     t, h, w = frames.shape[:3]
-    return np.pad(frames, ((0, target.num_frames - t), (0, target.height - h), (0, target.width - w), (0, 0)), mode="edge")
+    return np.pad(
+        frames, ((0, target.num_frames - t), (0, target.height - h), (0, target.width - w), (0, 0)), mode="edge"
+    )
 
 
 def to_video(frames: np.ndarray, device: str = "cpu") -> Tensor:
@@ -73,7 +81,9 @@ def to_video(frames: np.ndarray, device: str = "cpu") -> Tensor:
 
 
 def object_mask(scene: Scene, shape: VideoShape, stride: tuple[int, int, int] = (1, 1, 1)) -> Tensor:
-    """Cells (T, H, W) of a grid with `stride` over `shape` (its padded pixels) that an object's box touches, as bool."""
+    """Cells (T, H, W) of a grid with `stride` over `shape` (its padded pixels) that an object's box touches, as
+    bool.
+    """
     per_frame = boxes(scene)  # frames, objects, (left, top, right, bottom)
     t, h, w = stride
     cells = torch.zeros(1 + (shape.num_frames - 1) // t, shape.height // h, shape.width // w, dtype=torch.bool)
@@ -121,7 +131,8 @@ class SceneShards:
         examples = self._make(index)
         temporary = path.with_suffix(f".tmp{os.getpid()}")
         torch.save(
-            {"fingerprint": self.fingerprint, "examples": [(e.latents, e.captions, e.objects) for e in examples]}, temporary
+            {"fingerprint": self.fingerprint, "examples": [(e.latents, e.captions, e.objects) for e in examples]},
+            temporary,
         )
         os.replace(temporary, path)
         return examples
@@ -149,7 +160,8 @@ class SceneShards:
 class PackStream:
     """An endless stream of packs: rounds over a window of shards that moves on by one shard a round.
 
-    Every clip is seen once a round and so `window` times in all. The place in the stream is (round, pack), which is all that resuming needs.
+    Every clip is seen once a round and so `window` times in all. The place in the stream is (round, pack), which is
+    all that resuming needs.
     """
 
     def __init__(self, shards: SceneShards, *, window: int, pack_tokens: int, seed: tuple[int, ...]):

@@ -19,7 +19,9 @@ def start(device: str) -> tuple[int, int]:
 
 
 def average_gradients(parameters: Iterable[nn.Parameter], world: int) -> None:
-    """Replace each gradient by its mean over all processes, in one flat exchange; a parameter that a process did not use counts as 0 there."""
+    """Replace each gradient by its mean over all processes, in one flat exchange; a parameter that a process did not
+    use counts as 0 there.
+    """
     if world == 1:
         return
     grads = []

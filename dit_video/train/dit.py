@@ -4,10 +4,11 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dit_video.errors import UsageError
 from dit_video.flow.levels import flow_levels
@@ -22,6 +23,7 @@ from dit_video.train import distributed
 from dit_video.train.autoencoder import load_autoencoder
 from dit_video.train.config import DiTArch, DiTTrainConfig
 from dit_video.train.data import Example, PackStream, SceneShards
+from dit_video.train.export import export
 from dit_video.train.loop import Reporter, Run, StepResult, fit
 from dit_video.train.optim import EMA, build_optimizers
 from dit_video.train.seeding import numpy_generator, torch_generator
@@ -35,7 +37,8 @@ SHEET_PROMPTS = (
     "an orange ball bouncing on a white background",
     "a white star circling clockwise on a blue background",
 )
-# Noise levels between which the loss weight of objects fades out: above, where an object is cannot be seen in the noisy latents, and a
+# Noise levels between which the loss weight of objects fades out: above, where an object is cannot be seen in the
+# noisy latents, and a
 # weight that depends on it would bias the prediction towards objects.
 FOCUS_FULL, FOCUS_NONE = 0.6, 0.85
 
@@ -45,8 +48,8 @@ class Models:
     """What a DiT run trains, and what it needs beside it."""
 
     dit: WanDiT
-    text: nn.Module
-    tokenizer: object
+    text: Any  # transformers' UMT5EncoderModel, which only dit_video.text may import
+    tokenizer: Any  # of the tokenizers library, likewise
     vae: WanVAE
     grid: Grid
 
@@ -72,7 +75,7 @@ def build(config: DiTTrainConfig) -> Models:
     dit = WanDiT(dit_config(arch, vae.config.z_dim))
     dit.init_weights()
     tokenizer = build_word_tokenizer(words())
-    text = build_umt5(
+    text: Any = build_umt5(
         vocab_size=tokenizer.get_vocab_size(),
         d_model=arch.text_dim,
         layers=arch.text_layers,
@@ -87,11 +90,19 @@ def build(config: DiTTrainConfig) -> Models:
         dit.load_state_dict(checkpoint.load_dit(dtype=torch.float32, device="cpu").state_dict())
         text.load_state_dict(checkpoint.load_text(dtype=torch.float32, device="cpu").module.state_dict())
     device = config.loop.device
-    return Models(dit.to(device), text.to(device), tokenizer, vae.to(device), Grid(stride=vae.config.stride, patch=dit.config.patch))
+    return Models(
+        dit.to(device),
+        text.to(device),
+        tokenizer,
+        vae.to(device),
+        Grid(stride=vae.config.stride, patch=dit.config.patch),
+    )
 
 
 def train(config: DiTTrainConfig, *, resume: bool, report: Reporter) -> Path:
-    """Train or resume a run in `config.out`; its checkpoint.pt holds everything, `export` makes a diffusers folder of it."""
+    """Train or resume a run in `config.out`; its checkpoint.pt holds everything, its `model/` is
+    the diffusers folder of the averaged weights.
+    """
     rank, world = distributed.start(config.loop.device)
     if config.loop.threads:
         torch.set_num_threads(config.loop.threads)
@@ -103,10 +114,16 @@ def train(config: DiTTrainConfig, *, resume: bool, report: Reporter) -> Path:
 
     def step(n: int) -> StepResult:
         pack = stream.next()
-        loss = pack_loss(models, pack, config, numpy_generator(config.loop.seed, rank, n), torch_generator(config.loop.seed, rank, n))
+        loss = pack_loss(
+            models, pack, config, numpy_generator(config.loop.seed, rank, n), torch_generator(config.loop.seed, rank, n)
+        )
         return StepResult(loss, len(pack), sum(stream.tokens(example) for example in pack))
 
-    fit(run, step, lambda path: sample_sheet(models, path), report)
+    def snapshot(path: Path) -> None:
+        export(models, folder / "model")
+        sample_sheet(models, path)
+
+    fit(run, step, snapshot, report)
     distributed.stop()
     return folder
 
@@ -157,19 +174,35 @@ def fingerprint(vae: WanVAE) -> str:
     return digest.hexdigest()[:16]
 
 
-def pack_loss(models: Models, pack: Sequence[Example], config: DiTTrainConfig, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
-    """The flow-matching loss of one pack: a wording, a noise level and, for some videos, known frames are drawn for each clip."""
+def pack_loss(
+    models: Models,
+    pack: Sequence[Example],
+    config: DiTTrainConfig,
+    rng: np.random.Generator,
+    generator: torch.Generator,
+) -> Tensor:
+    """The flow-matching loss of one pack: a wording, a noise level and, for some videos, known frames are drawn for
+    each clip.
+    """
     device = config.loop.device
     clean = [example.latents.to(device).float() for example in pack]
     noise = [torch.randn(x.shape, generator=generator).to(device) for x in clean]
-    levels = sample_sigmas(len(pack), mean=config.level_mean, std=config.level_std, shift=config.shift, generator=generator)
-    sigmas = [_with_known_frames(level, x.shape[1], config.known_share, rng) for level, x in zip(levels, clean, strict=True)]
+    levels = sample_sigmas(
+        len(pack), mean=config.level_mean, std=config.level_std, shift=config.shift, generator=generator
+    )
+    sigmas = [
+        _with_known_frames(level, x.shape[1], config.known_share, rng) for level, x in zip(levels, clean, strict=True)
+    ]
     noisy = [add_noise(x, eps, sigma) for x, eps, sigma in zip(clean, noise, sigmas, strict=True)]
-    weights = [_object_weights(e.objects.to(device), s, config.object_weight) for e, s in zip(pack, sigmas, strict=True)]
+    weights = [
+        _object_weights(e.objects.to(device), s, config.object_weight) for e, s in zip(pack, sigmas, strict=True)
+    ]
 
-    captions = ["" if rng.random() < config.caption_dropout else e.captions[rng.integers(len(e.captions))] for e in pack]
+    captions = [
+        "" if rng.random() < config.caption_dropout else e.captions[rng.integers(len(e.captions))] for e in pack
+    ]
     distinct = sorted(set(captions))
-    embeds = embed_batch(models.text, [models.tokenizer.encode(text).ids for text in distinct])  # type: ignore[attr-defined]
+    embeds = embed_batch(models.text, [models.tokenizer.encode(text).ids for text in distinct])
     with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.loop.bf16):
         text = models.dit.encode_text(embeds)
         velocity = models.dit(noisy, [s * 1000 for s in sigmas], text, [distinct.index(c) for c in captions])
@@ -203,17 +236,25 @@ def _object_weights(objects: Tensor, sigma: Tensor, weight: float) -> Tensor | N
 
 @torch.no_grad()
 def sample_prompts(
-    models: Models, prompts: Sequence[str], shape: VideoShape, *, steps: int = 16, guidance: float = 4.0, shift: float = 3.0, seed: int = 0
+    models: Models,
+    prompts: Sequence[str],
+    shape: VideoShape,
+    *,
+    steps: int = 16,
+    guidance: float = 4.0,
+    shift: float = 3.0,
+    seed: int = 0,
 ) -> list[np.ndarray]:
     """Frames (T, H, W, 3) uint8 for each prompt, all in one pack: the quick look of a training run."""
     device = next(models.dit.parameters()).device
     latent = models.grid.latent(shape)
-    embeds = embed_batch(models.text, [models.tokenizer.encode(text).ids for text in ("", *prompts)])  # type: ignore[attr-defined]
+    embeds = embed_batch(models.text, [models.tokenizer.encode(text).ids for text in ("", *prompts)])
     count = len(prompts)
     x = torch.stack(
         [
             torch.randn(
-                (models.vae.config.z_dim, latent.frames, latent.height, latent.width), generator=torch.Generator().manual_seed(seed + i)
+                (models.vae.config.z_dim, latent.frames, latent.height, latent.width),
+                generator=torch.Generator().manual_seed(seed + i),
             )
             for i in range(count)
         ]
@@ -230,7 +271,14 @@ def sample_prompts(
         x = SOLVERS["euler"](denoise, x, flow_levels(steps, shift=shift, convention="release", solver="euler"))
         decoded = [models.vae.decode(clip[None])[0].float() for clip in x]
     return [
-        v.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(1, 2, 3, 0).cpu().numpy()[: shape.num_frames, : shape.height, : shape.width]
+        v.clamp(-1, 1)
+        .add(1)
+        .mul(127.5)
+        .round()
+        .byte()
+        .permute(1, 2, 3, 0)
+        .cpu()
+        .numpy()[: shape.num_frames, : shape.height, : shape.width]
         for v in decoded
     ]
 

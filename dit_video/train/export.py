@@ -1,12 +1,17 @@
-"""From a training run to the folder that is shipped: a diffusers pipeline folder that dvgen and `WanPipeline` both open."""
+"""From a training run to the folder that is shipped: a diffusers pipeline folder that dvgen and `WanPipeline` both
+open.
+"""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from dit_video.models.wan.pipeline import save_folder
 from dit_video.scenes.world import BACKGROUNDS, COLOURS, MOTIONS, SHAPES
-from dit_video.train.config import DiTTrainConfig
+
+if TYPE_CHECKING:
+    from dit_video.train.dit import Models
 
 # What a diffusers folder has no field for; dvgen.json beside model_index.json holds it.
 DEFAULTS = {
@@ -28,10 +33,11 @@ DEFAULTS = {
 }
 
 
-def export(models, out: Path, config: DiTTrainConfig) -> None:
+def export(models: "Models", out: Path) -> None:
     """Write the models as they are now (weights of the moving average, if swapped in) to a diffusers folder.
 
-    The transformer and the autoencoder are stored in float16, the text encoder in float32, because transformers runs a model in the dtype it is stored in.
+    The transformer and the autoencoder are stored in float16, the text encoder in float32, because transformers runs
+    a model in the dtype it is stored in.
     """
     save_folder(
         out,

@@ -103,9 +103,13 @@ class Run:
             for name, module in self.modules.items():
                 module.load_state_dict(state["modules"][name])
         except RuntimeError as error:
-            raise CheckpointError(f"{path}: is not of this config's architecture ({str(error).splitlines()[-1].strip()}).") from None
+            raise CheckpointError(
+                f"{path}: is not of this config's architecture ({str(error).splitlines()[-1].strip()})."
+            ) from None
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            rates = [group["initial_lr"] for group in optimizer.param_groups]  # of this config, which may have been changed
+            rates = [
+                group["initial_lr"] for group in optimizer.param_groups
+            ]  # of this config, which may have been changed
             optimizer.load_state_dict(saved)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["initial_lr"] = rate
@@ -126,7 +130,8 @@ def fit(run: Run, step: Callable[[int], StepResult], sheet: Callable[[Path], Non
     """Train `run` to its last step or its time limit; state, log and sample sheets go to its folder.
 
     Args:
-        step: computes the loss of step number n; it may use only `run.data` and generators seeded by n, so that a resumed run is identical.
+        step: computes the loss of step number n; it may use only `run.data` and generators seeded by n, so that a
+        resumed run is identical.
         sheet: writes a picture of samples made with the averaged weights.
         report: called every `log_every` steps, and each such line is appended to `log.jsonl`.
     """
@@ -169,7 +174,9 @@ def fit(run: Run, step: Callable[[int], StepResult], sheet: Callable[[Path], Non
             )
             losses, clips, tokens, last_log = [], 0, 0, now
             _log(run, line, report)
-        expired = distributed.any_process(now - started > config.minutes * 60, run.world) if run.step % 10 == 0 else False
+        expired = (
+            distributed.any_process(now - started > config.minutes * 60, run.world) if run.step % 10 == 0 else False
+        )
         if now - last_save > config.save_minutes * 60 or expired:
             run.save()
             last_save = time.monotonic()

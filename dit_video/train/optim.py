@@ -28,9 +28,12 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(Optimizer):
-    """Momentum, orthogonalised: W <- W (1 - lr * decay) - lr * sqrt(max(1, rows/columns)) * NewtonSchulz(momentum), Nesterov style.
+    """Momentum, orthogonalised: W <- W (1 - lr * decay) - lr * sqrt(max(1, rows/columns)) * NewtonSchulz(momentum),
+    Nesterov style.
 
-    A convolution is the matrix (C_out, C_in * taps), with sqrt(rows/columns) as its scale: its input is that much longer. Matrices of one shape are orthogonalised together as one batched product. Source: https://kellerjordan.github.io/posts/muon/.
+    A convolution is the matrix (C_out, C_in * taps), with sqrt(rows/columns) as its scale: its input is that much
+    longer. Matrices of one shape are orthogonalised together as one batched product. Source:
+    https://kellerjordan.github.io/posts/muon/.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], *, lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
@@ -45,7 +48,9 @@ class Muon(Optimizer):
                 if parameter.grad is not None:
                     by_shape[parameter.shape].append(parameter)
             for shape, parameters in by_shape.items():
-                directions = orthogonalise(torch.stack([self._momentum(p, group["momentum"]).flatten(1) for p in parameters]))
+                directions = orthogonalise(
+                    torch.stack([self._momentum(p, group["momentum"]).flatten(1) for p in parameters])
+                )
                 rows, columns = directions.shape[1:]
                 scale = group["lr"] * max(1.0 if len(shape) == 2 else 0.0, rows / columns) ** 0.5
                 for parameter, direction in zip(parameters, directions, strict=True):
@@ -56,6 +61,7 @@ class Muon(Optimizer):
         state = self.state[parameter]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(parameter)
+        assert parameter.grad is not None
         state["momentum"].lerp_(parameter.grad, 1 - momentum)
         return parameter.grad.lerp(state["momentum"], momentum)
 
@@ -63,10 +69,18 @@ class Muon(Optimizer):
 MUON_INSIDE = ("blocks.", "encoder.downsamples.", "encoder.middle.", "decoder.upsamples.", "decoder.middle.")
 
 
-def build_optimizers(modules: Sequence[nn.Module], *, muon_lr: float, adam_lr: float, weight_decay: float) -> list[Optimizer]:
-    """Muon (when muon_lr > 0) over the matrices of transformer blocks and the convolutions of an autoencoder, AdamW over everything else."""
+def build_optimizers(
+    modules: Sequence[nn.Module], *, muon_lr: float, adam_lr: float, weight_decay: float
+) -> list[Optimizer]:
+    """Muon (when muon_lr > 0) over the matrices of transformer blocks and the convolutions of an autoencoder, AdamW
+    over everything else.
+    """
     named = [(name, p) for module in modules for name, p in module.named_parameters() if p.requires_grad]
-    matrices = [p for name, p in named if muon_lr > 0 and name.startswith(MUON_INSIDE) and name.endswith("weight") and p.ndim >= 2]
+    matrices = [
+        p
+        for name, p in named
+        if muon_lr > 0 and name.startswith(MUON_INSIDE) and name.endswith("weight") and p.ndim >= 2
+    ]
     chosen = {id(p) for p in matrices}
     others = [p for _, p in named if id(p) not in chosen]
     adam = torch.optim.AdamW(others, lr=adam_lr, betas=(0.9, 0.98), eps=1e-10, weight_decay=0.0, fused=True)
@@ -78,7 +92,9 @@ def build_optimizers(modules: Sequence[nn.Module], *, muon_lr: float, adam_lr: f
 
 
 class EMA:
-    """An exponential moving average of weights whose horizon grows with training (EDM2, arXiv 2312.02696, section 3.1)."""
+    """An exponential moving average of weights whose horizon grows with training (EDM2, arXiv 2312.02696, section
+    3.1).
+    """
 
     def __init__(self, modules: Sequence[nn.Module], *, decay: float):
         self.modules, self.decay, self.updates = list(modules), decay, 0

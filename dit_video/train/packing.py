@@ -13,9 +13,11 @@ class Packed:
 
 
 def pack_greedily(tokens: Sequence[int], budget: int) -> Packed:
-    """First fit, longest first: clips of `tokens[i]` tokens into packs of at most `budget`; a clip above the budget is a pack of its own.
+    """First fit, longest first: clips of `tokens[i]` tokens into packs of at most `budget`; a clip above the budget
+    is a pack of its own.
 
-    The last, partly filled pack counts towards the padding only up to what it holds, since a stream fills it with the clips that follow.
+    The last, partly filled pack counts towards the padding only up to what it holds, since a stream fills it with the
+    clips that follow.
     """
     room: list[int] = []
     packs: list[list[int]] = []

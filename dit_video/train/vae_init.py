@@ -1,10 +1,12 @@
-"""A start for the autoencoder from data: its linear ends are fitted, so that training begins with blurred pictures instead of noise."""
+"""A start for the autoencoder from data: its linear ends are fitted, so that training begins with blurred pictures
+instead of noise.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dit_video.models.wan.vae import WanVAE, pixel_unshuffle
+from dit_video.models.wan.vae import CausalConv3d, Decoder, Encoder, WanVAE, pixel_unshuffle
 
 RIDGE = 1e-5
 CONSTANT = 1.0  # of the constant channels, beside principal components of deviation 1 at most
@@ -16,7 +18,9 @@ def rows(x: Tensor) -> Tensor:
 
 
 def principal(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """(mean (C,), directions (count, C)) of rows (N, C): unit vectors of most variance first; random ones once C are used up."""
+    """(mean (C,), directions (count, C)) of rows (N, C): unit vectors of most variance first; random ones once C are
+    used up.
+    """
     mean = x.mean(0)
     _, _, directions = torch.linalg.svd((x - mean).T @ (x - mean) / len(x))
     extra = torch.nn.functional.normalize(torch.randn(max(0, count - len(directions)), x.shape[1]), dim=1)
@@ -24,7 +28,10 @@ def principal(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def set_linear(conv: nn.Module, matrix: Tensor, bias: Tensor) -> None:
-    """Make a causal convolution compute matrix @ x + bias: the newest, central tap carries it, the others start near zero."""
+    """Make a causal convolution compute matrix @ x + bias: the newest, central tap carries it, the others start near
+    zero.
+    """
+    assert isinstance(conv, CausalConv3d)
     weight = conv.weight
     weight.zero_()
     weight[:, :, -1, weight.shape[3] // 2, weight.shape[4] // 2] = matrix
@@ -35,8 +42,10 @@ def set_linear(conv: nn.Module, matrix: Tensor, bias: Tensor) -> None:
 def initialise(vae: WanVAE, video: Tensor) -> None:
     """Fit the ends of `vae` to `video` (B, 3, T, H, W) in [-1, 1]; every residual block between starts as the identity.
 
-    The encoder's first layer takes principal components of the pixel patches (each with both signs, since silu(x) - silu(-x) = x), its head whitens
-    principal components of what the average-down shortcuts bring; the decoder's first layer spreads latents over its channels, its head is the
+    The encoder's first layer takes principal components of the pixel patches (each with both signs, since silu(x) -
+    silu(-x) = x), its head whitens
+    principal components of what the average-down shortcuts bring; the decoder's first layer spreads latents over its
+    channels, its head is the
     least-squares map from what the duplicate-up shortcuts bring to the pixels.
     """
     for name, parameter in vae.named_parameters():
@@ -52,7 +61,11 @@ def initialise(vae: WanVAE, video: Tensor) -> None:
     spread = ((features - mean) @ directions.T).std(0)
     directions = directions / spread.clamp_min(0.3 * float(spread.max()))[:, None]
     zeros = torch.zeros(vae.config.z_dim, len(mean))
-    set_linear(vae.encoder.head["2"], torch.cat([directions, zeros]), torch.cat([-directions @ mean, torch.zeros(vae.config.z_dim)]))
+    set_linear(
+        vae.encoder.head["2"],
+        torch.cat([directions, zeros]),
+        torch.cat([-directions @ mean, torch.zeros(vae.config.z_dim)]),
+    )
     identity = torch.eye(vae.config.z_dim)
     vae.conv1.weight[:, :, 0, 0, 0] = torch.eye(2 * vae.config.z_dim)
     vae.conv2.weight[:, :, 0, 0, 0] = identity
@@ -70,8 +83,9 @@ def initialise(vae: WanVAE, video: Tensor) -> None:
     set_linear(vae.decoder.head["2"], matrix, centre_y - matrix @ centre_x)
 
 
-def _set_signed(conv: nn.Module, x: Tensor) -> None:
-    """Half of the channels take principal components of rows `x`, scaled to deviation 1 at most, the other half the same with the sign turned.
+def _set_signed(conv: CausalConv3d, x: Tensor) -> None:
+    """Half of the channels take principal components of rows `x`, scaled to deviation 1 at most, the other half the
+    same with the sign turned.
 
     The last two channels are constant and large: an RMS norm keeps the size of the others only beside them.
     """
@@ -80,14 +94,17 @@ def _set_signed(conv: nn.Module, x: Tensor) -> None:
     matrix = directions / ((x - mean) @ directions.T).std(0).max()
     constant = x.new_zeros(2, x.shape[1])
     set_linear(
-        conv, torch.cat([matrix, -matrix, constant]), torch.cat([-matrix @ mean, matrix @ mean, x.new_full((2,), CONSTANT)])
+        conv,
+        torch.cat([matrix, -matrix, constant]),
+        torch.cat([-matrix @ mean, matrix @ mean, x.new_full((2,), CONSTANT)]),
     )
 
 
-def _head_features(stack: nn.Module, x: Tensor) -> Tensor:
+def _head_features(stack: Encoder | Decoder, x: Tensor) -> Tensor:
     """What the head's convolution of an encoder or decoder sees for input `x`."""
     seen: list[Tensor] = []
-    conv, gamma = stack.head["2"], stack.head["0"].gamma.flatten()
+    gamma = stack.head["0"].get_parameter("gamma").flatten()
+    conv = stack.head["2"]
     handle = conv.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     stack(x)
     handle.remove()

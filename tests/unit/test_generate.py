@@ -223,6 +223,23 @@ def test_latents_survive_a_failed_decode(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_too_little_memory_is_a_sentence(tmp_path: Path, error: Exception):
+    class Full(RandomCheckpoint):
+        def load_vae(self, **where: Any) -> Any:
+            raise error
+
+    with pytest.raises(DvgenError, match="96x64, 5 frames: there is not enough memory"):
+        generate(stages(Full()), CLIPS[0], SETTINGS, tmp_path / "a.mp4", fps=8)
+
+
+def test_long_prompts_are_cut_with_a_note():
+    notes: list[str] = []
+    run = stages(note=notes.append)
+    sample_latents(run, [Clip(prompt="word " * 200, shape=CLIPS[0].shape, seed=0)], Settings(steps=1))
+    assert len(notes) == 1 and "512 tokens" in notes[0]
+
+
 def test_unknown_words_are_said_once(monkeypatch: pytest.MonkeyPatch):
     notes: list[str] = []
     run = stages(keep=True, note=notes.append)

@@ -1,15 +1,18 @@
-"""The functions under the DiT: hand-written backwards against autograd, patches, positions, timesteps."""
+"""The functions under the DiT: modulation, positions, patches, timesteps; and their compiled forms."""
+
+import shutil
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from dit_video.nn import fusion
+from dit_video.nn.activation import gelu_tanh
 from dit_video.nn.adaln import gated_add, modulated_norm, timestep_embedding
 from dit_video.nn.patch import patchify, token_grid, unpatchify
 from dit_video.nn.rope import axis_dims, rms_norm_rotate, rope_table, rotate
 
 TOKENS, WIDTH, HEAD = 30, 24, 12
-LEVELS = pytest.mark.parametrize("levels", [1, 4])
 
 
 def leaves(*shapes):
@@ -17,59 +20,59 @@ def leaves(*shapes):
     return [torch.randn(shape).requires_grad_() for shape in shapes]
 
 
-def assert_same(fast, plain, inputs):
-    """Equal values, and equal gradients of all inputs under a random weighting."""
-    weight = torch.randn(plain.shape)
-    torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
-    got, want = (torch.autograd.grad((out * weight).sum(), inputs) for out in (fast, plain))
-    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
-
-
-@LEVELS
-def test_modulated_norm(levels):
-    x, shift, scale = leaves((TOKENS, WIDTH), (levels, WIDTH), (levels, WIDTH))
+@pytest.mark.parametrize("levels", [1, 4])
+def test_modulation_uses_each_tokens_level(levels):
+    x, y, shift, scale, gate = leaves((TOKENS, WIDTH), (TOKENS, WIDTH), *[(levels, WIDTH)] * 3)
     level = torch.randint(levels, (TOKENS,))
-    fast = modulated_norm(x, shift, scale, level, 1e-6, torch.float32)
-    assert_same(fast, F.layer_norm(x, (WIDTH,), eps=1e-6) * (1 + scale[level]) + shift[level], (x, shift, scale))
+    want = F.layer_norm(x, (WIDTH,), eps=1e-6) * (1 + scale[level]) + shift[level]
+    torch.testing.assert_close(modulated_norm(x, shift, scale, level, 1e-6, torch.float32), want)
+    torch.testing.assert_close(gated_add(x, y, gate, level), x + y * gate[level])
 
 
-@LEVELS
-def test_gated_add(levels):
-    x, y, gate = leaves((TOKENS, WIDTH), (TOKENS, WIDTH), (levels, WIDTH))
-    level = torch.randint(levels, (TOKENS,))
-    assert_same(gated_add(x, y, gate, level), x + y * gate[level], (x, y, gate))
-
-
-@pytest.mark.parametrize("rotated", [False, True])
-def test_rms_norm_rotate(rotated):
-    x, weight = leaves((TOKENS, WIDTH), (WIDTH,))
-    table = rope_table((5, 2, 3), HEAD) if rotated else None
-    plain = F.rms_norm(x, (WIDTH,), weight, 1e-6)
-    assert_same(rms_norm_rotate(x, weight, table, 1e-6), plain if table is None else rotate(plain, table), (x, weight))
-
-
-def test_bfloat16_gradients_have_the_dtype_of_their_inputs():
-    x, y, gate, weight = leaves((TOKENS, WIDTH), (TOKENS, WIDTH), (4, WIDTH), (WIDTH,))
-    level = torch.randint(4, (TOKENS,))
+def values_and_gradients():
+    """Of every fusable function, for one and several levels, with and without a table, in bfloat16."""
+    level, table = torch.arange(TOKENS) % 4, rope_table((5, 2, 3), HEAD)
+    x, y, weight, *tables = leaves((TOKENS, WIDTH), (TOKENS, WIDTH), (WIDTH,), *[(4, WIDTH)] * 3)
     low = y.detach().bfloat16().requires_grad_()
-    out = gated_add(x, rms_norm_rotate(low, weight, None, 1e-6).bfloat16(), gate, level)
-    out = modulated_norm(out, gate, gate, level, 1e-6, torch.bfloat16)
-    assert out.dtype == torch.bfloat16
-    out.float().square().sum().backward()
-    assert low.grad.dtype == torch.bfloat16 and x.grad.dtype == gate.grad.dtype == torch.float32
+    outputs = [
+        modulated_norm(x, tables[0], tables[1], level, 1e-6, torch.bfloat16),
+        modulated_norm(x, tables[0][:1], tables[1][:1], level, 1e-6, torch.float32),
+        gated_add(x, low, tables[2], level),
+        gated_add(x, low, tables[2][:1], level),
+        rms_norm_rotate(low, weight, table, 1e-6),
+        rms_norm_rotate(low, weight, None, 1e-6),
+        gelu_tanh(low),
+        gelu_tanh(y),
+    ]
+    torch.manual_seed(1)
+    torch.stack([(out.float() * torch.randn(TOKENS, WIDTH)).sum() for out in outputs]).sum().backward()
+    return [*outputs, *(leaf.grad for leaf in (x, y, low, weight, *tables))]
 
 
-@pytest.mark.parametrize(
-    ("head_dim", "dims"), [(128, (44, 42, 42)), (64, (24, 20, 20)), (20, (8, 6, 6)), (12, (4, 4, 4))]
-)
-def test_axis_dims(head_dim, dims):
-    assert axis_dims(head_dim) == dims
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs g++")
+def test_compiled_functions_are_the_same():
+    plain = values_and_gradients()
+    fusion.enable()
+    try:
+        compiled = values_and_gradients()
+    finally:
+        fusion.enable(False)
+    for got, want in zip(compiled, plain, strict=True):
+        assert got.dtype == want.dtype
+        tolerance = 1e-5 if want.dtype == torch.float32 else 1e-2
+        torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dims", [(44, 42, 42), (24, 20, 20), (8, 6, 6), (4, 4, 4)])
+def test_axis_dims(dims):
+    assert axis_dims(sum(dims)) == dims
 
 
 def test_rotation_depends_on_distance_only():
     """The product of a query and a key depends on how far apart their tokens are: what RoPE is for."""
     grid = (4, 5, 6)
-    table = rope_table(grid, 128).view(*grid, 64)
+    table = rope_table(grid, 128).view(*grid, 64, 2)
     q, k = torch.randn(1, 128), torch.randn(1, 128)
 
     def product(a, b):

@@ -11,7 +11,9 @@ def write(tmp_path, text):
 
 
 def test_values_and_defaults(tmp_path):
-    path = write(tmp_path, 'out = "runs/x"\nlatent_noise = 1\n[loop]\nsteps = 7\n[arch]\nz_dim = 16\ndim_mult = [1, 2]\n')
+    path = write(
+        tmp_path, 'out = "runs/x"\nlatent_noise = 1\n[loop]\nsteps = 7\n[arch]\nz_dim = 16\ndim_mult = [1, 2]\n'
+    )
     config = load_config(path, AutoencoderConfig)
     assert config.loop.steps == 7
     assert config.loop.ema == 0.999
@@ -20,7 +22,8 @@ def test_values_and_defaults(tmp_path):
 
 
 def test_phases_are_a_list_of_tables(tmp_path):
-    text = 'out = "o"\nautoencoder = "a"\n[loop]\nsteps = 1\n[[phase]]\nimages = 1.0\n[[phase]]\nfirst_shard = 3\nframes = [5, 9]\n'
+    text = 'out = "o"\nautoencoder = "a"\n[loop]\nsteps = 1\n'
+    text += "[[phase]]\nimages = 1.0\n[[phase]]\nfirst_shard = 3\nframes = [5, 9]\n"
     config = load_config(write(tmp_path, text), DiTTrainConfig)
     assert [phase.first_shard for phase in config.phase] == [0, 3]
     assert config.phase[1].frames == (5, 9)

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dit_video.nn.activation import GELU
 from dit_video.nn.adaln import gated_add, modulated_norm, timestep_embedding
 from dit_video.nn.attention import attention
 from dit_video.nn.packing import Pack, make_pack, pack_tokens, unpack_tokens
@@ -87,7 +88,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor, rope: Tensor | None = None) -> Tensor:
-        """(N, D) of any dtype, rope (N, E / 2) complex64 to (N, D) float32."""
+        """(N, D) of any dtype, rope (N, E / 2, 2) to (N, D) float32."""
         return rms_norm_rotate(x, self.weight.float(), rope, self.eps)
 
 
@@ -147,7 +148,7 @@ class Block(nn.Module):
         self.self_attn = SelfAttention(config)
         self.norm3 = nn.LayerNorm(dim, config.eps) if config.cross_attn_norm else nn.Identity()
         self.cross_attn = CrossAttention(config)
-        self.ffn = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, dim))
+        self.ffn = nn.Sequential(nn.Linear(dim, hidden), GELU(), nn.Linear(hidden, dim))
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
 
     def forward(self, x: Tensor, levels: Tensor, pack: Pack, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
@@ -205,8 +206,7 @@ class WanDiT(nn.Module):
         dim = config.dim
         # Only the parameters of this convolution are used: patches do not overlap, so it is one matrix product.
         self.patch_embedding = nn.Conv3d(config.in_dim, dim, kernel_size=config.patch, stride=config.patch)
-        gelu = nn.GELU(approximate="tanh")
-        self.text_embedding = nn.Sequential(nn.Linear(config.text_dim, dim), gelu, nn.Linear(dim, dim))
+        self.text_embedding = nn.Sequential(nn.Linear(config.text_dim, dim), GELU(), nn.Linear(dim, dim))
         self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, dim * 6))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))

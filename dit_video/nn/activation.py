@@ -1,0 +1,30 @@
+"""The activation of the feed-forward layers."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dit_video.nn.fusion import fusable
+
+C = math.sqrt(2 / math.pi)
+A = 0.044715
+
+
+@fusable
+def gelu_tanh(x: Tensor) -> Tensor:
+    """GELU in its tanh approximation, x (1 + tanh(u)) / 2 with u = C (x + A x^3) (arXiv 1606.08415)."""
+    if torch.compiler.is_compiling():
+        # (1 + tanh(u)) / 2 = sigmoid(2 u), which compiles to half the time
+        z = x.float()
+        return (z * torch.sigmoid(2 * C * z * (1 + A * z * z))).to(x.dtype)
+    return F.gelu(x, approximate="tanh")
+
+
+class GELU(nn.Module):
+    """`gelu_tanh` as a layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) to (..., D)."""
+        return gelu_tanh(x)

@@ -1,0 +1,50 @@
+"""The checkpoint that ships opens in diffusers' WanPipeline and gives the same latents there."""
+
+import pytest
+import torch
+
+from dit_video.checkpoints.files import find_checkpoint
+from dit_video.generate import Clip, Settings, Stages, sample_latents
+from dit_video.models import open_checkpoint
+from dit_video.shapes import VideoShape
+
+PROMPT = "a red ball moving right on a white background"
+BUDGET = 32_000_000
+
+
+def test_the_whole_folder_is_small():
+    files = [path for path in find_checkpoint("default").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= BUDGET
+
+
+@pytest.mark.parametrize(("width", "height", "frames"), [(96, 64, 9), (64, 96, 1)])
+def test_diffusers_gives_the_same_latents(width, height, frames):
+    from diffusers import WanPipeline
+
+    pipeline = WanPipeline.from_pretrained(find_checkpoint("default"), torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    expected = pipeline(
+        PROMPT,
+        negative_prompt="",
+        width=width,
+        height=height,
+        num_frames=frames,
+        num_inference_steps=6,
+        guidance_scale=4.0,
+        generator=torch.Generator("cpu").manual_seed(5),
+        max_sequence_length=512,
+        output_type="latent",
+    ).frames[0]
+
+    checkpoint = open_checkpoint("default")
+    settings = Settings(
+        steps=6,
+        solver="unipc",
+        sigmas="diffusers",
+        shift=checkpoint.defaults.shift,
+        guidance=(4.0,),
+    )
+    clip = Clip(prompt=PROMPT, negative="", shape=VideoShape(num_frames=frames, height=height, width=width), seed=5)
+    stages = Stages(checkpoint, dtype=torch.float32, device=torch.device("cpu"))
+    found = sample_latents(stages, [clip], settings)[0]
+    assert float((found - expected).abs().max()) < 1e-3

@@ -1,0 +1,61 @@
+"""Estimates before loading: they grow with the video, and what cannot fit is refused with something that does."""
+
+import re
+
+import pytest
+import torch
+
+from dit_video.checkpoints.files import Summary
+from dit_video.errors import UsageError
+from dit_video.models.wan.random import RandomCheckpoint
+from dit_video.models.wan.variants import VARIANTS
+from dit_video.plan import available_memory, check_memory, expected_seconds, plan
+from dit_video.shapes import VideoShape
+
+CPU = torch.device("cpu")
+WAN_14B = RandomCheckpoint(
+    dit=VARIANTS["T2V-14B"].dit,
+    vae=VARIANTS["T2V-14B"].vae,
+    components={"transformer": Summary(parameters=14_290_000_000, nbytes=28_600_000_000, dtypes=("bfloat16",))},
+)
+
+
+def video(frames: int, height: int, width: int) -> VideoShape:
+    return VideoShape(num_frames=frames, height=height, width=width)
+
+
+def test_patches_weights_and_growth():
+    small, large = (plan(WAN_14B, video(81, height, width), itemsize=2) for height, width in ((480, 832), (720, 1280)))
+    assert (small.grid, small.tokens, large.tokens) == ((21, 30, 52), 32_760, 75_600)
+    assert 28.5e9 < small.denoise_bytes < large.denoise_bytes < 80e9
+    assert small.decode_bytes < large.decode_bytes
+    # The paper counts 2 operations per multiply-add: 2 x 14.3e9 x tokens, and attention on top.
+    assert 2 * 14.29e9 * 32_760 * 0.9 < small.pass_flops < 3 * 2 * 14.29e9 * 32_760
+    assert (
+        expected_seconds(small, 100, CPU)
+        > 3600
+        > expected_seconds(plan(RandomCheckpoint(), video(9, 64, 64), itemsize=4), 8, CPU)
+    )
+
+
+@pytest.mark.parametrize("shape", [video(81, 4096, 4096), video(1, 16384, 8192), video(20_000, 64, 64)])
+def test_the_nearest_size_fits(shape: VideoShape):
+    limit = 10**9
+    with pytest.raises(UsageError, match=re.escape(f"{shape}: ")) as caught:
+        check_memory(RandomCheckpoint(), shape, itemsize=4, available=limit)
+    nearest = re.search(r"the nearest of this shape is (\d+)x(\d+)", str(caught.value))
+    if nearest is None:
+        assert "no size of this length fits" in str(caught.value)
+        return
+    width, height = int(nearest[1]), int(nearest[2])
+    assert check_memory(RandomCheckpoint(), video(shape.num_frames, height, width), itemsize=4, available=limit)
+    assert width / height == pytest.approx(shape.width / shape.height, rel=0.1)
+
+
+def test_weights_that_do_not_fit_are_named():
+    with pytest.raises(UsageError, match=r"transformer alone takes 57 GB .* 24 GB; try --dtype bfloat16"):
+        check_memory(WAN_14B, video(81, 480, 832), itemsize=4, available=24 * 10**9)
+
+
+def test_this_machine_has_memory():
+    assert 10**8 < available_memory(CPU) < 10**14
