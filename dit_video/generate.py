@@ -7,7 +7,6 @@ the pack. The solvers are elementwise, so the pack is one flat vector to them.
 
 import gc
 import math
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -21,10 +20,11 @@ import torch
 from torch import Tensor
 
 from dit_video.checkpoints.files import save_tensors
-from dit_video.errors import DvgenError, UsageError
+from dit_video.errors import DvgenError
 from dit_video.flow.guidance import guided, needs_guidance
 from dit_video.flow.levels import NUM_TRAIN_TIMESTEPS, flow_levels
 from dit_video.flow.solvers import SOLVERS
+from dit_video.machine import peak_memory
 from dit_video.shapes import Grid, VideoShape
 from dit_video.text.encoders import MAX_LENGTH
 from dit_video.video.io import write_video
@@ -382,42 +382,3 @@ def _explained_memory(shape: VideoShape) -> Iterator[None]:
             raise
         advice = "ask for a smaller --size or fewer --frames, or use --dtype bfloat16"
         raise DvgenError(f"{shape}: there is not enough memory for it; {advice}.") from error
-
-
-def peak_memory(device: torch.device) -> dict[str, int]:
-    """The most memory of this process so far, in bytes: "host" where the system counts it, "device" on CUDA."""
-    found = {}
-    if sys.platform != "win32":
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        found["host"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    if device.type == "cuda":
-        found["device"] = torch.cuda.max_memory_allocated(device)
-    return found
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of "auto" (a GPU where there is one), "cpu", "cuda" or "mps".
-
-    Raises:
-        UsageError: this machine does not have it.
-    """
-    present = [device for device, here in _devices().items() if here]
-    if name != "auto" and name not in present:
-        raise UsageError(f"--device {name}: PyTorch finds no such device on this machine; the nearest is {present[0]}.")
-    return torch.device(present[0] if name == "auto" else name)
-
-
-def _devices() -> dict[str, bool]:
-    return {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-
-
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of that name; "auto" is bfloat16 where the hardware multiplies it faster, else float32."""
-    if name != "auto":
-        return getattr(torch, name)
-    if device.type == "cpu":
-        found = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.11 does not tell
-        return torch.bfloat16 if found.get("amx_bf16") or found.get("avx512_bf16") else torch.float32
-    return torch.bfloat16 if device.type == "cuda" else torch.float32

@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from dit_video.errors import UsageError
@@ -124,20 +123,6 @@ def _nearest(checkpoint: Described, shape: VideoShape, itemsize: int, available:
 
 def _gigabytes(nbytes: int) -> str:
     return f"{nbytes / 1e9:,.0f} GB" if nbytes >= 1e10 else f"{nbytes / 1e9:.1f} GB"
-
-
-def available_memory(device: "torch.device") -> int:
-    """The memory of a device in bytes; for the CPU the machine's, or what its control group may use of it."""
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1]
-    if not hasattr(os, "sysconf"):
-        return 2**63 - 1  # Windows does not say; nothing is refused there
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.is_file() else "max"
-    return min(total, int(text)) if text.isdecimal() else total
 
 
 def expected_seconds(plan: Plan, passes: int, device: "torch.device") -> float:

@@ -1,7 +1,8 @@
 """Sizes: the one place that turns pixels and frames into latents and tokens, rounds up, and crops back.
 
-A video of any size is padded up to the model's grid, generated, and cropped and trimmed back, so the file has exactly the
-width, height and number of frames that were asked for.
+A video of any size is padded up to the model's grid, generated, and cropped and trimmed back, so the file has exactly
+the width, height and number of frames that were asked for.
+
 """
 
 from dataclasses import dataclass

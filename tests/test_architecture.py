@@ -12,7 +12,7 @@ LAYERS = (
     ("errors", "shapes"),
     ("nn", "flow", "checkpoints", "text", "video", "scenes"),
     ("models",),
-    ("generate", "plan", "train", "evaluate"),
+    ("machine", "plan", "generate", "train", "evaluate"),
     ("dvgen",),
 )
 OWNERS = {

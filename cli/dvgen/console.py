@@ -50,7 +50,7 @@ class Speaker:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
-        self._bars = _bars() if not quiet and _is_terminal(sys.stderr) else None
+        self._bars: Any = _bars() if not quiet and _is_terminal(sys.stderr) else None
         self._tasks: dict[str, Any] = {}
         self._started: dict[str, float] = {}
         self._spoken: dict[str, float] = {}

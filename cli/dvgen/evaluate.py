@@ -61,7 +61,8 @@ def evaluate(
     find_checkpoint(model)
 
     from dit_video import evaluate as evaluation
-    from dit_video.generate import Stages, pick_device, pick_dtype
+    from dit_video.generate import Stages
+    from dit_video.machine import pick_device, pick_dtype
     from dit_video.models import open_checkpoint
 
     checkpoint = open_checkpoint(model)

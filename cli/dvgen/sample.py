@@ -149,7 +149,8 @@ def _check(request: Request) -> None:
 
 def _make(request: Request, speaker: console.Speaker) -> "Result":
     speaker.progress("load program", 0, 1)
-    from dit_video.generate import Stages, generate, pick_device, pick_dtype
+    from dit_video.generate import Stages, generate
+    from dit_video.machine import pick_device, pick_dtype
 
     checkpoint = _open(request)
     device = pick_device(request.device)
@@ -220,7 +221,8 @@ def _what_it_takes(
     device: "torch.device",
 ) -> str:
     """One line about what is computed. Raises UsageError when it cannot fit in memory."""
-    from dit_video.plan import available_memory, check_memory, expected_seconds
+    from dit_video.machine import available_memory
+    from dit_video.plan import check_memory, expected_seconds
 
     plan = check_memory(checkpoint, shape, itemsize=itemsize, available=available_memory(device))
     line = f"{shape}: {'x'.join(map(str, plan.grid))} = {plan.tokens:,} patches, {settings.steps} steps"

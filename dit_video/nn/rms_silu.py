@@ -20,8 +20,8 @@ GPU_BLOCK = 2**27
 def rms_norm(x: Tensor, gamma: Tensor, *, silu: bool = False, room: int = 0) -> Tensor:
     """x (B, C, T, H, W) with each pixel's channels scaled to length sqrt(C), times gamma (C,), then SiLU if asked.
 
-    Computed in float32, returned in x's dtype and `channels_last_3d` memory, with `room` frames of zeros before it for a
-    causal convolution to look back at. Source: `RMS_norm` in Wan-Video/Wan2.1 wan/modules/vae.py.
+    Computed in float32, returned in x's dtype and `channels_last_3d` memory, with `room` frames of zeros before it for
+    a causal convolution to look back at. Source: `RMS_norm` in Wan-Video/Wan2.1 wan/modules/vae.py.
     """
     return _RMSNorm.apply(x, gamma, silu, room)
 

@@ -5,10 +5,11 @@ from torch import Tensor
 
 from dit_video.errors import UsageError
 
-OVERLAP = 8
-"""Positions that neighbouring windows share, at least: a result is off near a cut side, less the further in."""
+OVERLAP = 12
+"""Positions that neighbouring windows share, at least: a result is off near a cut side, less the further in. Of Wan's
+decoders with random weights, windows of 24 latents were 51 dB or better against the whole frame (8 and 2: 40 dB)."""
 
-MARGIN = 2
+MARGIN = 3
 """Outermost positions of an overlap that get no weight; between the margins it passes linearly to the next window."""
 
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from dit_video import generate as module
 from dit_video.errors import DvgenError, UsageError
-from dit_video.generate import Clip, Settings, Stages, decode_frames, generate, pick_device, pick_dtype, sample_latents
+from dit_video.generate import Clip, Settings, Stages, decode_frames, generate, sample_latents
+from dit_video.machine import pick_device, pick_dtype
 from dit_video.models.wan.random import RandomCheckpoint
 from dit_video.shapes import VideoShape
 

@@ -1,0 +1,60 @@
+"""What this machine offers: devices, the dtype that suits them, and memory."""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from dit_video.errors import UsageError
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """The most memory of this process so far, in bytes: "host" where the system counts it, "device" on CUDA."""
+    found: dict[str, int] = {}
+    if sys.platform != "win32":
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        found["host"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    if device.type == "cuda":
+        found["device"] = torch.cuda.max_memory_allocated(device)
+    return found
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of "auto" (a GPU where there is one), "cpu", "cuda" or "mps".
+
+    Raises:
+        UsageError: this machine does not have it.
+    """
+    present = [device for device, here in _devices().items() if here]
+    if name != "auto" and name not in present:
+        raise UsageError(f"--device {name}: PyTorch finds no such device on this machine; the nearest is {present[0]}.")
+    return torch.device(present[0] if name == "auto" else name)
+
+
+def _devices() -> dict[str, bool]:
+    return {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of that name; "auto" is bfloat16 where the hardware multiplies it faster, else float32."""
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type == "cpu":
+        found = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.11 does not tell
+        return torch.bfloat16 if found.get("amx_bf16") or found.get("avx512_bf16") else torch.float32
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def available_memory(device: torch.device) -> int:
+    """The memory of a device in bytes; for the CPU the machine's, or what its control group may use of it."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    if not hasattr(os, "sysconf"):
+        return 2**63 - 1  # Windows does not say; nothing is refused there
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    return min(total, int(text)) if text.isdecimal() else total
