@@ -43,8 +43,10 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if name != "auto":
         return getattr(torch, name)
     if device.type == "cpu":
-        found = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.11 does not tell
-        return torch.bfloat16 if found.get("amx_bf16") or found.get("avx512_bf16") else torch.float32
+        can: dict[str, bool] = dict(
+            getattr(torch.cpu, "get_capabilities", dict)()
+        )  # older torch does not tell
+        return torch.bfloat16 if can.get("amx_bf16") or can.get("avx512_bf16") else torch.float32
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 

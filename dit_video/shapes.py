@@ -2,7 +2,6 @@
 
 A video of any size is padded up to the model's grid, generated, and cropped and trimmed back, so the file has exactly
 the width, height and number of frames that were asked for.
-
 """
 
 from dataclasses import dataclass

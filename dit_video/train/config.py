@@ -40,6 +40,8 @@ class LoopConfig:
     """CPU threads of this process; 0 leaves torch's choice."""
     bf16: bool = True
     """Matrix products in bfloat16 (weights, their average and the optimisers stay float32)."""
+    fuse: bool = False
+    """Compile the transformer's elementwise functions: a quarter faster, needs a C++ compiler."""
 
 
 @dataclass(frozen=True, kw_only=True)

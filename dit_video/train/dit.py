@@ -16,6 +16,7 @@ from dit_video.flow.loss import add_noise, flow_loss, sample_sigmas
 from dit_video.flow.solvers import SOLVERS
 from dit_video.models.wan.dit import DiTConfig, WanDiT
 from dit_video.models.wan.vae import WanVAE
+from dit_video.nn import fusion
 from dit_video.scenes.captions import words
 from dit_video.shapes import Grid, VideoShape
 from dit_video.text.vocabulary import build_umt5, build_word_tokenizer, embed_batch
@@ -106,6 +107,7 @@ def train(config: DiTTrainConfig, *, resume: bool, report: Reporter) -> Path:
     rank, world = distributed.start(config.loop.device)
     if config.loop.threads:
         torch.set_num_threads(config.loop.threads)
+    fusion.enable(config.loop.fuse)
     folder = Path(config.out)
     folder.mkdir(parents=True, exist_ok=True)
     run, models, stream = prepare(config, rank, world)
