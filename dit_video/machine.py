@@ -43,9 +43,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if name != "auto":
         return getattr(torch, name)
     if device.type == "cpu":
-        can: dict[str, bool] = dict(
-            getattr(torch.cpu, "get_capabilities", dict)()
-        )  # older torch does not tell
+        can: dict[str, bool] = dict(getattr(torch.cpu, "get_capabilities", dict)())  # older torch does not tell
         return torch.bfloat16 if can.get("amx_bf16") or can.get("avx512_bf16") else torch.float32
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 

@@ -1,17 +1,11 @@
 """`dvgen scenes`: the procedural training world as captioned files."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from dit_video.errors import MediaError
 from dvgen import console, options
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from dit_video.scenes.world import Scene
 
 MAX_COUNT = 1_000_000
 
@@ -37,32 +31,12 @@ def scenes(
     first = options.seed(seed)
     rate = options.fps(fps)
     shape, length = options.given(size, options.size), options.given(frames, options.frames)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise MediaError(f"{out}: must be a new or empty folder; choose another name.")
-    if not out.parent.is_dir():
-        raise MediaError(f"{out}: the folder {out.parent} does not exist; create it first.")
 
-    import numpy as np
+    from dit_video.scenes.files import write_scenes
 
-    from dit_video.scenes.captions import caption
-    from dit_video.scenes.render import render
-    from dit_video.video.io import write_video
-
-    out.mkdir(exist_ok=True)
+    paths = write_scenes(out, total, first, size=shape, num_frames=length, held_out=held_out, fps=rate)
     with console.Speaker(quiet=quiet) as speaker:
         speaker.progress("scenes", 0, total)
-        for index in range(total):
-            rng = np.random.default_rng((first, index))
-            scene = _draw(rng, shape, length, held_out)
-            suffix = ".png" if scene.num_frames == 1 else ".mp4"
-            write_video(out / f"{index:06d}{suffix}", iter(render(scene)), fps=rate)
-            (out / f"{index:06d}.txt").write_text(caption(scene, rng, held_out=held_out) + "\n")
-            speaker.progress("scenes", index + 1, total)
+        for index, _ in enumerate(paths, start=1):
+            speaker.progress("scenes", index, total)
     console.result(str(out))
-
-
-def _draw(rng: "np.random.Generator", shape: tuple[int, int] | None, frames: int | None, held_out: bool) -> "Scene":
-    from dit_video.scenes.world import MAX_FRAMES, sample_scene, sample_size
-
-    size = shape or sample_size(rng)
-    return sample_scene(rng, num_frames=frames or int(rng.integers(1, MAX_FRAMES + 1)), size=size, held_out=held_out)

@@ -12,7 +12,7 @@ from dit_video.scenes.render import render
 from dit_video.scenes.world import MAX_FRAMES, MAX_SIDE, MIN_SIDE, sample_num_frames, sample_scene, sample_size
 from dit_video.video.io import write_video
 
-DEFAULT_FPS = 24.0  # only how fast the files play: the world's motions are timed by the clip's length
+DEFAULT_FPS = 12.0  # only how fast the files play: the world's motions are timed by the clip's length
 
 
 def write_scenes(
@@ -61,7 +61,7 @@ def _check(
     if folder.exists() and not folder.is_dir():
         raise MediaError(f"{folder}: this is a file; name a folder.")
     if not overwrite and folder.is_dir() and any(folder.iterdir()):
-        raise MediaError(f"{folder}: the folder is not empty; name a new or empty one.")
+        raise MediaError(f"{folder}: this must be a new or empty folder; choose another name.")
 
 
 def _write_scene(

@@ -386,7 +386,7 @@ def test_files_come_with_captions_and_depend_on_seed_and_number_alone(tmp_path: 
         assert a.with_suffix(".txt").read_text() == b.with_suffix(".txt").read_text()
     assert set(tokenize(more[3].with_suffix(".txt").read_text())) <= set(words())
     frames, fps = read_video(more[3])
-    assert frames.shape == (6, 48, 64, 3) and fps == 24
+    assert frames.shape == (6, 48, 64, 3) and fps == 12
     assert len(list((tmp_path / "b").iterdir())) == 8  # nothing temporary is left
 
 
