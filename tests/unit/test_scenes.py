@@ -417,7 +417,7 @@ def test_folders_are_refused_before_anything_is_written(tmp_path: Path):
         write_scenes(tmp_path / "missing" / "new", 1, 0)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("")
-    with pytest.raises(MediaError, match="not empty"):
+    with pytest.raises(MediaError, match="new or empty folder"):
         write_scenes(tmp_path / "full", 1, 0)
     with pytest.raises(MediaError, match="is a file"):
         write_scenes(tmp_path / "full" / "file", 1, 0)
