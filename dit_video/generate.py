@@ -284,13 +284,16 @@ def _flat(latents: Sequence[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def decode_frames(vae: "WanVAE", latents: Tensor, shape: VideoShape) -> Iterator[np.ndarray]:
+def decode_frames(
+    vae: "WanVAE", latents: Tensor, shape: VideoShape, *, tile: int | None = None
+) -> Iterator[np.ndarray]:
     """Frames (H, W, 3) uint8 as they are decoded from latents (C, T, H, W), cropped and trimmed to `shape`.
 
+    Frames of more than `tile` latents on a side are decoded in windows of that size, in less memory, and blended.
     What a clip is padded with comes at its end, at the bottom and at the right, in training as here.
     """
     left = shape.num_frames
-    for chunk in vae.decode_stream(latents[None].to(next(vae.parameters()).dtype)):  # 1 3 t H W
+    for chunk in vae.decode_stream(latents[None].to(next(vae.parameters()).dtype), tile=tile):  # 1 3 t H W
         pixels = chunk[0, :, :left, : shape.height, : shape.width].float()
         frames = pixels.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(1, 2, 3, 0).cpu().numpy()  # t H W 3
         yield from frames
@@ -329,8 +332,12 @@ def generate(
     fps: float,
     overwrite: bool = False,
     save_latents: Path | None = None,
+    tile: int | None = None,
 ) -> Result:
     """Makes one video file; with `save_latents` also a file of its latents, which is there before decoding begins.
+
+    Args:
+        tile: see `decode_frames`.
 
     Raises:
         DvgenError: a stage that cannot be loaded, too little memory, latents that are not finite, or a file that cannot
@@ -344,7 +351,9 @@ def generate(
         vae = stages.vae
         stages.progress("decode", 0, clip.shape.num_frames)
         with stages.timed("decode"):
-            frames = _counted(decode_frames(vae, latents, clip.shape), stages.progress, clip.shape.num_frames)
+            frames = _counted(
+                decode_frames(vae, latents, clip.shape, tile=tile), stages.progress, clip.shape.num_frames
+            )
             written = write_video(path, frames, fps=fps, overwrite=overwrite)
         stages.progress("decode", clip.shape.num_frames, clip.shape.num_frames)
     if written.note:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from dit_video.errors import UsageError
-from dit_video.shapes import MIN_SIDE, Grid, VideoShape
+from dit_video.shapes import MIN_SIDE, MIN_TILE, Grid, VideoShape
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from dit_video.models.wan.dit import DiTConfig
     from dit_video.models.wan.vae import VAEConfig
 
-DECODER_FRAMES = 40  # frames of features of the decoder's last level alive at a time, its memory of the past included
+DECODER_WORK = 24  # frames of features of the decoder's last level alive at a time, of one tile
+DECODER_PAST = 16  # frames of them that it keeps as its memory of the past, of all tiles
 PIXEL_FRAMES = 16  # frames of pixels alive at a time
 
 FLOPS_PER_CORE, FLOPS_OF_GPU = 5e10, 1e14  # of floating point operations per second, what usually comes out
@@ -45,12 +46,14 @@ class Described(Protocol):
 class Plan:
     """The patches (time, height, width) of a video, and the bytes and operations that they take.
 
-    denoise_bytes, decode_bytes: with the weights of the stage. pass_flops: of one clip once through the transformer.
+    tile: latents on a side of the windows that the decoder works in; None for whole frames. denoise_bytes,
+    decode_bytes: with the weights of the stage. pass_flops: of one clip once through the transformer.
     """
 
     shape: VideoShape
     padded: VideoShape
     grid: tuple[int, int, int]
+    tile: int | None
     denoise_bytes: int
     decode_bytes: int
     pass_flops: float
@@ -66,8 +69,8 @@ class Plan:
         return max(self.denoise_bytes, self.decode_bytes)
 
 
-def plan(checkpoint: Described, shape: VideoShape, *, itemsize: int) -> Plan:
-    """The plan of one clip with parameters of `itemsize` bytes."""
+def plan(checkpoint: Described, shape: VideoShape, *, itemsize: int, tile: int | None = None) -> Plan:
+    """The plan of one clip with parameters of `itemsize` bytes, decoded in windows of `tile` latents or whole."""
     dit, vae = checkpoint.dit, checkpoint.vae
     padded = checkpoint.grid.padded(shape)
     grid = checkpoint.grid.tokens(checkpoint.grid.latent(shape))
@@ -76,13 +79,16 @@ def plan(checkpoint: Described, shape: VideoShape, *, itemsize: int) -> Plan:
     # The residual stream, its modulated copy, six rows of modulation and the normalised q and k are float32.
     activations = tokens * (10 * 4 * dit.dim + itemsize * (4 * dit.dim + 2 * dit.ffn_dim))
     area = padded.height * padded.width
-    features = DECODER_FRAMES * vae.decoder_dim * vae.dim_mult[0] * area // vae.patch**2
+    _, down, across = vae.stride
+    window = min(padded.height, tile * down) * min(padded.width, tile * across) if tile else area
+    features = vae.decoder_dim * vae.dim_mult[0] * (DECODER_PAST * area + DECODER_WORK * window) // vae.patch**2
     pixels = PIXEL_FRAMES * 3 * area * 4  # float32
     block = 2 * tokens * (6 * dit.dim**2 + 2 * dit.dim * dit.ffn_dim) + 4 * tokens**2 * dit.dim
     return Plan(
         shape=shape,
         padded=padded,
         grid=grid,
+        tile=tile,
         denoise_bytes=max((weights[name] for name in weights if name.startswith("transformer")), default=0)
         + activations,
         decode_bytes=weights.get("vae", 0) + features * itemsize + pixels,
@@ -91,7 +97,7 @@ def plan(checkpoint: Described, shape: VideoShape, *, itemsize: int) -> Plan:
 
 
 def check_memory(checkpoint: Described, shape: VideoShape, *, itemsize: int, available: int) -> Plan:
-    """The plan of a clip that fits in `available` bytes.
+    """The plan of a clip that fits in `available` bytes, its frames decoded whole where that fits, else in tiles.
 
     Raises:
         UsageError: it does not; the message says what it would take and the nearest size that fits.
@@ -103,7 +109,7 @@ def check_memory(checkpoint: Described, shape: VideoShape, *, itemsize: int, ava
                 f"takes {_gigabytes(summary.parameters * itemsize)} of memory, and there are {_gigabytes(available)}"
             )
             raise UsageError(f"this model's {part} alone {needs}; try {dtype}a smaller model.")
-    wanted = plan(checkpoint, shape, itemsize=itemsize)
+    wanted = _plan_that_may_fit(checkpoint, shape, itemsize, available)
     if wanted.nbytes <= available:
         return wanted
     part = "decoding" if wanted.decode_bytes > wanted.denoise_bytes else "denoising"
@@ -112,11 +118,16 @@ def check_memory(checkpoint: Described, shape: VideoShape, *, itemsize: int, ava
     raise UsageError(f"{shape}: {needs}, and there are {_gigabytes(available)}; {nearest}.")
 
 
+def _plan_that_may_fit(checkpoint: Described, shape: VideoShape, itemsize: int, available: int) -> Plan:
+    whole = plan(checkpoint, shape, itemsize=itemsize)
+    return whole if whole.nbytes <= available else plan(checkpoint, shape, itemsize=itemsize, tile=MIN_TILE)
+
+
 def _nearest(checkpoint: Described, shape: VideoShape, itemsize: int, available: int) -> str:
     scale = min(shape.width, shape.height)
     for side in sorted({scale * n // 64 for n in range(1, 64)}, reverse=True):
         smaller = replace(shape, width=shape.width * side // scale, height=shape.height * side // scale)
-        if side >= MIN_SIDE and plan(checkpoint, smaller, itemsize=itemsize).nbytes <= available:
+        if side >= MIN_SIDE and _plan_that_may_fit(checkpoint, smaller, itemsize, available).nbytes <= available:
             return f"the nearest of this shape is {smaller.width}x{smaller.height}"
     return "no size of this length fits: ask for fewer frames, or use a smaller model"
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from dit_video.errors import UsageError
 
 MIN_SIDE = 16
+MIN_TILE = 24  # latents on a side of the windows that large frames are decoded in
 
 
 @dataclass(frozen=True, kw_only=True)

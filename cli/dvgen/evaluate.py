@@ -12,7 +12,7 @@ from dvgen import console, options
 
 if TYPE_CHECKING:
     from dit_video.generate import Settings
-    from dit_video.models.wan.pipeline import Defaults
+    from dit_video.models.wan.defaults import Defaults
 
 MAX_PROMPTS = 100_000
 Text = str | None

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dit_video.generate import Clip, Result, Settings
     from dit_video.models.wan.pipeline import WanCheckpoint
     from dit_video.models.wan.random import RandomCheckpoint
+    from dit_video.plan import Plan
 
 SLOW = 600.0  # seconds from which on a video's time is worth a warning
 
@@ -150,7 +151,8 @@ def _check(request: Request) -> None:
 def _make(request: Request, speaker: console.Speaker) -> "Result":
     speaker.progress("load program", 0, 1)
     from dit_video.generate import Stages, generate
-    from dit_video.machine import pick_device, pick_dtype
+    from dit_video.machine import available_memory, pick_device, pick_dtype
+    from dit_video.plan import check_memory
 
     checkpoint = _open(request)
     device = pick_device(request.device)
@@ -163,11 +165,19 @@ def _make(request: Request, speaker: console.Speaker) -> "Result":
     output = request.output or options.made_name(clip.prompt, clip.seed, suffix, Path())
     options.check_video_file("--output", output, frames=clip.shape.num_frames, fps=fps, overwrite=request.overwrite)
     speaker.note(f"seed {clip.seed}{' (drawn)' if request.seed_drawn else ''}")
-    speaker.note(_what_it_takes(checkpoint, clip.shape, settings, dtype.itemsize, device))
+    plan = check_memory(checkpoint, clip.shape, itemsize=dtype.itemsize, available=available_memory(device))
+    speaker.note(_what_it_takes(plan, settings, device))
 
     stages = Stages(checkpoint, dtype=dtype, device=device, progress=speaker.progress, note=speaker.note)
     return generate(
-        stages, clip, settings, output, fps=fps, overwrite=request.overwrite, save_latents=request.save_latents
+        stages,
+        clip,
+        settings,
+        output,
+        fps=fps,
+        overwrite=request.overwrite,
+        save_latents=request.save_latents,
+        tile=plan.tile,
     )
 
 
@@ -213,21 +223,15 @@ def _resolve(request: Request, checkpoint: "WanCheckpoint | RandomCheckpoint", f
     return clip, settings
 
 
-def _what_it_takes(
-    checkpoint: "WanCheckpoint | RandomCheckpoint",
-    shape: VideoShape,
-    settings: "Settings",
-    itemsize: int,
-    device: "torch.device",
-) -> str:
-    """One line about what is computed. Raises UsageError when it cannot fit in memory."""
-    from dit_video.machine import available_memory
-    from dit_video.plan import check_memory, expected_seconds
+def _what_it_takes(plan: "Plan", settings: "Settings", device: "torch.device") -> str:
+    """One line about what is computed."""
+    from dit_video.plan import expected_seconds
 
-    plan = check_memory(checkpoint, shape, itemsize=itemsize, available=available_memory(device))
-    line = f"{shape}: {'x'.join(map(str, plan.grid))} = {plan.tokens:,} patches, {settings.steps} steps"
-    if plan.padded != shape:
+    line = f"{plan.shape}: {'x'.join(map(str, plan.grid))} = {plan.tokens:,} patches, {settings.steps} steps"
+    if plan.padded != plan.shape:
         line += f"; computed as {plan.padded}, then cropped and trimmed"
+    if plan.tile:
+        line += f"; decoded in tiles of {plan.tile}x{plan.tile} latents, since whole frames do not fit in memory"
     passes = settings.steps * (2 if max(settings.guidance) > 1 else 1)
     seconds = expected_seconds(plan, passes, device)
     return line + (f"; this may take {console.duration(seconds)}" if seconds > SLOW else "")

@@ -1,5 +1,6 @@
 """`dvgen train`: the two trainings that made the shipped model."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,7 +28,7 @@ def autoencoder(config: Config, resume: Resume = False, quiet: Quiet = False) ->
     load_config(config, AutoencoderConfig)  # a mistake in it is said before torch loads
     from dit_video.train.run import train_autoencoder
 
-    console.result(str(train_autoencoder(config, resume=resume, reporter=_reporter(quiet))))
+    _say(train_autoencoder(config, resume=resume, reporter=_reporter(quiet)))
 
 
 @app.command()
@@ -38,7 +39,12 @@ def dit(config: Config, resume: Resume = False, quiet: Quiet = False) -> None:
     load_config(config, DiTTrainConfig)
     from dit_video.train.run import train_dit
 
-    console.result(str(train_dit(config, resume=resume, reporter=_reporter(quiet))))
+    _say(train_dit(config, resume=resume, reporter=_reporter(quiet)))
+
+
+def _say(folder: Path) -> None:
+    if os.environ.get("RANK", "0") == "0":  # torchrun's; every process has the same result
+        console.result(str(folder))
 
 
 def _reporter(quiet: bool) -> Any:

@@ -94,6 +94,7 @@ def train(config: AutoencoderConfig, *, resume: bool, report: Reporter) -> Path:
     if rank == 0:
         save_autoencoder(with_statistics(vae, config), folder)
     run.ema.swap()
+    distributed.stop()
     return folder
 
 
@@ -120,7 +121,8 @@ def make_batch(config: AutoencoderConfig, grid: Grid, rng: np.random.Generator) 
 def reconstruction_loss(
     vae: WanVAE, video: Tensor, weights: Tensor, config: AutoencoderConfig, generator: torch.Generator
 ) -> Tensor:
-    """Weighted L1 + L2 of the reconstruction from noisy latents, and a weak pull of each channel's deviation towards 1.
+    """Weighted L1 + L2 of the reconstruction from noisy latents, L1 of its spatial differences (`edge_weight`: corners
+    and points), and a weak pull of each channel's deviation towards 1.
 
     The noise is relative to the channel's own deviation in the batch, so inflating the latents cannot escape it.
     """
@@ -133,6 +135,9 @@ def reconstruction_loss(
         error = vae.decode(mean + level * deviation.detach() * noise).float() - video
     weights = weights / weights.mean()
     loss = (weights * (error.abs() + error.square())).mean()
+    for axis in (-2, -1):
+        edges = weights.narrow(axis, 1, error.shape[axis] - 1) * error.diff(dim=axis).abs()
+        loss = loss + config.edge_weight * edges.mean()
     return loss + 1e-3 * deviation.clamp_min(1e-6).log().square().mean()
 
 

@@ -102,6 +102,8 @@ class AutoencoderConfig:
     """
     object_weight: float = 4.0
     """Weight of the pixels in and around the objects, relative to the background."""
+    edge_weight: float = 0.0
+    """Weight of the error of the differences between neighbouring pixels."""
     init_from: str = ""
 
 

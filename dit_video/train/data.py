@@ -25,7 +25,8 @@ from dit_video.train.packing import pack_greedily
 # Aspect ratios from portrait phone to cinema.
 NARROWEST, WIDEST = 9 / 16, 21 / 9
 CAPTIONS_PER_CLIP = 4
-GROUP = 16  # clips of one shape that are rendered and encoded together
+GROUP = 8  # clips of one shape that follow each other in a shard
+ENCODED_PIXELS = 4_000_000  # pixels times frames that are rendered and encoded together, at most; one clip at least
 
 
 @dataclass(frozen=True)
@@ -149,11 +150,14 @@ class SceneShards:
             shape = sample_shape(rng, phase)
             padded = self.grid.padded(shape)
             scenes = scene_batch(rng, shape, min(GROUP, self.clips - len(examples)))
-            frames = np.stack([pad_frames(render(scene), padded) for scene in scenes])
-            latents = self.encode(to_video(frames)).half().cpu()
-            for scene, clip in zip(scenes, latents, strict=True):
-                wordings = tuple(caption(scene, rng) for _ in range(CAPTIONS_PER_CLIP))
-                examples.append(Example(clip.clone(), wordings, object_mask(scene, padded, self.grid.stride)))
+            together = max(1, ENCODED_PIXELS // (padded.num_frames * padded.height * padded.width))
+            for start in range(0, len(scenes), together):
+                part = scenes[start : start + together]
+                frames = np.stack([pad_frames(render(scene), padded) for scene in part])
+                latents = self.encode(to_video(frames)).half().cpu()
+                for scene, clip in zip(part, latents, strict=True):
+                    wordings = tuple(caption(scene, rng) for _ in range(CAPTIONS_PER_CLIP))
+                    examples.append(Example(clip.clone(), wordings, object_mask(scene, padded, self.grid.stride)))
         return examples
 
 

@@ -1,11 +1,11 @@
 """Data-parallel training through torch.distributed, started by torchrun; one process when it is not."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 
 def start(device: str) -> tuple[int, int]:
@@ -14,8 +14,26 @@ def start(device: str) -> tuple[int, int]:
     if world == 1:
         return 0, 1
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        cuda = device.startswith("cuda")
+        if cuda:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     return dist.get_rank(), world
+
+
+def place() -> tuple[int, int]:
+    """(rank, world size) of the group that `start` joined, or (0, 1)."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def gather(mine: Sequence[Tensor], sizes: Sequence[int], dtype: torch.dtype) -> list[Tensor]:
+    """What every process brings, in the order of ranks: flat tensors of `dtype`, `sizes[r]` numbers from rank r."""
+    device = mine[0].device if mine else torch.device("cpu")
+    # As bytes, since not every backend knows every dtype; of one length, as all_gather wants it.
+    sent = torch.cat([*mine, torch.empty(max(sizes) - sum(map(len, mine)), dtype=dtype, device=device)])
+    got = [torch.empty_like(sent) for _ in sizes]
+    dist.all_gather([each.view(torch.uint8) for each in got], sent.view(torch.uint8))
+    return [each[:size] for each, size in zip(got, sizes, strict=True)]
 
 
 def average_gradients(parameters: Iterable[nn.Parameter], world: int) -> None:

@@ -134,59 +134,83 @@ def fit(run: Run, step: Callable[[int], StepResult], sheet: Callable[[Path], Non
         resumed run is identical.
         sheet: writes a picture of samples made with the averaged weights.
         report: called every `log_every` steps, and each such line is appended to `log.jsonl`.
+
+    Raises:
+        DvgenError: a gradient is not finite.
     """
     config = run.config
-    started = last_log = last_save = last_sheet = time.monotonic()
-    losses: list[float] = []
-    clips = tokens = 0
-    first = run.step
-    while run.step < config.steps:
-        factor = learning_rate_factor(run.step, config)
-        groups = [group for optimizer in run.optimizers for group in optimizer.param_groups]
-        for group in groups:
-            group["lr"] = group["initial_lr"] * factor
+    meter = _Meter(run)
+    started = last_save = last_sheet = time.monotonic()
+    expired = False
+    while run.step < config.steps and not expired:
         result = step(run.step)
-        result.loss.backward()
-        distributed.average_gradients(run.parameters, run.world)
-        norm = nn.utils.clip_grad_norm_(run.parameters, config.clip_grad)
-        if not math.isfinite(float(norm)):
-            raise DvgenError(f"step {run.step}: the gradient is not finite; lower the learning rate and resume.")
-        for optimizer in run.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        run.ema.update()
-        run.step += 1
-        losses.append(float(result.loss.detach()))
-        clips, tokens = clips + result.clips, tokens + result.tokens
-        now = time.monotonic()
+        meter.add(result, _optimise(run, result.loss))
         if run.step % config.log_every == 0 or run.step == config.steps:
-            rate = (run.step - first) / (now - started)
-            line = Progress(
-                step=run.step,
-                steps=config.steps,
-                loss=sum(losses) / len(losses),
-                learning_rate=groups[0]["lr"],
-                grad_norm=float(norm),
-                clips_per_second=run.world * clips / (now - last_log),
-                tokens_per_second=run.world * tokens / (now - last_log),
-                seconds=now - started,
-                seconds_left=min((config.steps - run.step) / rate, config.minutes * 60 - (now - started)),
-            )
-            losses, clips, tokens, last_log = [], 0, 0, now
-            _log(run, line, report)
-        expired = (
-            distributed.any_process(now - started > config.minutes * 60, run.world) if run.step % 10 == 0 else False
-        )
-        if now - last_save > config.save_minutes * 60 or expired:
+            _log(run, meter.line(), report)
+        if run.step % 10 == 0:  # the processes agree on it, which costs a message
+            expired = distributed.any_process(time.monotonic() - started > config.minutes * 60, run.world)
+        if time.monotonic() - last_save > config.save_minutes * 60:
             run.save()
             last_save = time.monotonic()
-        if now - last_sheet > config.sheet_minutes * 60:
+        if time.monotonic() - last_sheet > config.sheet_minutes * 60:
             _sheet(run, sheet)
             last_sheet = time.monotonic()
-        if expired:
-            break
     run.save()
     _sheet(run, sheet)
+
+
+def _optimise(run: Run, loss: Tensor) -> float:
+    """One update of the parameters and their average; the norm of the gradient before it was clipped."""
+    factor = learning_rate_factor(run.step, run.config)
+    for optimizer in run.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+    loss.backward()
+    distributed.average_gradients(run.parameters, run.world)
+    norm = float(nn.utils.clip_grad_norm_(run.parameters, run.config.clip_grad))
+    if not math.isfinite(norm):
+        raise DvgenError(f"step {run.step}: the gradient is not finite; lower the learning rate and resume.")
+    for optimizer in run.optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    run.ema.update()
+    run.step += 1
+    return norm
+
+
+class _Meter:
+    """Means and rates between two lines of the log."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.first = run, run.step
+        self.started = self.since = time.monotonic()
+        self.losses: list[float] = []
+        self.clips = self.tokens = 0
+        self.norm = 0.0
+
+    def add(self, result: StepResult, norm: float) -> None:
+        """Count one step."""
+        self.losses.append(float(result.loss.detach()))
+        self.clips, self.tokens, self.norm = self.clips + result.clips, self.tokens + result.tokens, norm
+
+    def line(self) -> Progress:
+        """The line of the steps since the last one."""
+        run, now = self.run, time.monotonic()
+        seconds, lapse = now - self.started, now - self.since
+        seconds_left = (run.config.steps - run.step) * seconds / (run.step - self.first)
+        line = Progress(
+            step=run.step,
+            steps=run.config.steps,
+            loss=sum(self.losses) / len(self.losses),
+            learning_rate=run.optimizers[0].param_groups[0]["lr"],
+            grad_norm=self.norm,
+            clips_per_second=run.world * self.clips / lapse,
+            tokens_per_second=run.world * self.tokens / lapse,
+            seconds=seconds,
+            seconds_left=min(seconds_left, run.config.minutes * 60 - seconds),
+        )
+        self.losses, self.clips, self.tokens, self.since = [], 0, 0, now
+        return line
 
 
 def _log(run: Run, line: Progress, report: Reporter) -> None:

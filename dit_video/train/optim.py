@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dit_video.train import distributed
+
 # Quintic Newton-Schulz coefficients of Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/).
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
@@ -32,8 +34,8 @@ class Muon(Optimizer):
     Nesterov style.
 
     A convolution is the matrix (C_out, C_in * taps), with sqrt(rows/columns) as its scale: its input is that much
-    longer. Matrices of one shape are orthogonalised together as one batched product. Source:
-    https://kellerjordan.github.io/posts/muon/.
+    longer. Matrices of one shape are orthogonalised together as one batched product, each process doing its share of
+    them. Source: https://kellerjordan.github.io/posts/muon/.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], *, lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
@@ -47,15 +49,34 @@ class Muon(Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     by_shape[parameter.shape].append(parameter)
-            for shape, parameters in by_shape.items():
-                directions = orthogonalise(
-                    torch.stack([self._momentum(p, group["momentum"]).flatten(1) for p in parameters])
-                )
+            batches = [
+                torch.stack([self._momentum(p, group["momentum"]).flatten(1) for p in b]) for b in by_shape.values()
+            ]
+            for (shape, parameters), directions in zip(by_shape.items(), self._orthogonalised(batches), strict=True):
                 rows, columns = directions.shape[1:]
                 scale = group["lr"] * max(1.0 if len(shape) == 2 else 0.0, rows / columns) ** 0.5
                 for parameter, direction in zip(parameters, directions, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     parameter.add_(direction.to(parameter).view_as(parameter), alpha=-scale)
+
+    @staticmethod
+    def _orthogonalised(batches: list[Tensor]) -> list[Tensor]:
+        """`orthogonalise` of batches of matrices that are the same on all processes: each takes every n-th matrix."""
+        rank, world = distributed.place()
+        if world == 1:
+            return [orthogonalise(batch) for batch in batches]
+        shares = [[range(r, len(batch), world) for batch in batches] for r in range(world)]
+        mine = [
+            orthogonalise(batch[r.start :: world]) for batch, r in zip(batches, shares[rank], strict=True) if len(r)
+        ]
+        sizes = [sum(len(r) * b[0].numel() for r, b in zip(each, batches, strict=True)) for each in shares]
+        parts = distributed.gather([part.flatten() for part in mine], sizes, torch.bfloat16)
+        results = [torch.empty_like(batch, dtype=torch.bfloat16) for batch in batches]
+        for each, part in zip(shares, parts, strict=True):
+            counts = [len(r) * b[0].numel() for r, b in zip(each, batches, strict=True)]
+            for result, r, piece in zip(results, each, part.split(counts), strict=True):
+                result[r.start :: world] = piece.view(len(r), *result.shape[1:])
+        return results
 
     def _momentum(self, parameter: nn.Parameter, momentum: float) -> Tensor:
         state = self.state[parameter]

@@ -179,7 +179,7 @@ class Ramp(nn.Module):
         self.weight = nn.Parameter(torch.zeros(1))
         self.decoded = 0
 
-    def decode_stream(self, latents: Tensor) -> Iterator[Tensor]:
+    def decode_stream(self, latents: Tensor, *, tile: int | None) -> Iterator[Tensor]:
         _, _, frames, height, width = latents.shape
         for index in range(frames):
             self.decoded += 1

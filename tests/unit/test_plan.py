@@ -11,7 +11,7 @@ from dit_video.machine import available_memory
 from dit_video.models.wan.random import RandomCheckpoint
 from dit_video.models.wan.variants import VARIANTS
 from dit_video.plan import check_memory, expected_seconds, plan
-from dit_video.shapes import VideoShape
+from dit_video.shapes import MIN_TILE, VideoShape
 
 CPU = torch.device("cpu")
 WAN_14B = RandomCheckpoint(
@@ -51,6 +51,19 @@ def test_the_nearest_size_fits(shape: VideoShape):
     width, height = int(nearest[1]), int(nearest[2])
     assert check_memory(RandomCheckpoint(), video(shape.num_frames, height, width), itemsize=4, available=limit)
     assert width / height == pytest.approx(shape.width / shape.height, rel=0.1)
+
+
+def test_frames_that_do_not_fit_whole_are_decoded_in_tiles():
+    shape = video(5, 1024, 1024)
+    whole, tiled = (plan(RandomCheckpoint(), shape, itemsize=4, tile=tile) for tile in (None, MIN_TILE))
+    assert whole.decode_bytes > tiled.decode_bytes > tiled.denoise_bytes
+
+    def tile(available: int) -> int | None:
+        return check_memory(RandomCheckpoint(), shape, itemsize=4, available=available).tile
+
+    assert (tile(whole.nbytes), tile(whole.nbytes - 1), tile(tiled.nbytes)) == (None, MIN_TILE, MIN_TILE)
+    with pytest.raises(UsageError):
+        tile(tiled.nbytes - 1)
 
 
 def test_weights_that_do_not_fit_are_named():

@@ -8,14 +8,12 @@ is ours: it holds the defaults that diffusers has no field for, and diffusers pa
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dit_video.checkpoints.files import (
-    Summary,
     TensorInfo,
     read_headers,
     read_json,
@@ -28,12 +26,13 @@ from dit_video.errors import CheckpointError, UsageError
 from dit_video.flow.levels import CONVENTIONS
 from dit_video.flow.solvers import SOLVERS
 from dit_video.models.wan.defaults import Defaults
-from dit_video.models.wan.dit import DiTConfig, WanDiT
+from dit_video.models.wan.described import DescribedModel
+from dit_video.models.wan.dit import WanDiT
 from dit_video.models.wan.layouts import DIFFUSERS, config_from_diffusers, config_to_diffusers
-from dit_video.models.wan.vae import VAEConfig, WanVAE
+from dit_video.models.wan.vae import WanVAE
 from dit_video.models.wan.vae_layouts import diffusers_config, diffusers_layout, from_diffusers_config
 from dit_video.models.wan.variants import VARIANTS
-from dit_video.shapes import Grid, parse_size
+from dit_video.shapes import parse_size
 from dit_video.text.encoders import TextEncoder
 
 if TYPE_CHECKING:
@@ -67,22 +66,16 @@ _DVGEN_JSON: dict[str, tuple[Any, str]] = {  # key -> its type, and the type in 
 
 
 @dataclass(frozen=True, kw_only=True)
-class WanCheckpoint:
+class WanCheckpoint(DescribedModel):
     """What a Wan folder holds, and the way to load it.
 
-    variant: a name in `variants.VARIANTS`, or "custom". components: parameters, bytes and dtypes of each part.
-    boundary: the noise level from which up the first of two experts denoises; None where there is one transformer.
-    knows: for a model of a small world, the words it learnt, by kind.
+    variant: a name in `variants.VARIANTS`, or "custom". knows: for a model of a small world, the words it learnt, by
+    kind.
     """
 
     path: Path
     variant: str
-    dit: DiTConfig
-    vae: VAEConfig
     text_dim: int
-    components: Mapping[str, Summary]
-    defaults: Defaults
-    boundary: float | None = None
     expand_timesteps: bool = False
     knows: Mapping[str, list[str]] = field(default_factory=dict)
     family: str = "wan"
@@ -130,16 +123,6 @@ class WanCheckpoint:
             expand_timesteps=bool(index.get("expand_timesteps")),
             knows=knows,
         )
-
-    @cached_property
-    def grid(self) -> Grid:
-        """Pixels per latent and latents per token."""
-        return Grid(stride=self.vae.stride, patch=self.dit.patch)
-
-    @property
-    def latent_channels(self) -> int:
-        """Channels of the latents."""
-        return self.vae.z_dim
 
     def load_text(self, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> TextEncoder:
         """The text encoder and its tokenizer. Raises CheckpointError."""

@@ -1,16 +1,14 @@
 """A Wan model with random weights and no files, to try the whole program: its stages are those of a checkpoint."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 
-from dit_video.checkpoints.files import Summary
+from dit_video.models.wan.defaults import Defaults
+from dit_video.models.wan.described import DescribedModel
 from dit_video.models.wan.dit import DiTConfig, WanDiT
-from dit_video.models.wan.pipeline import Defaults
 from dit_video.models.wan.vae import VAEConfig, WanVAE
 from dit_video.models.wan.variants import TINY
-from dit_video.shapes import Grid
 from dit_video.text.encoders import TextEncoder
 from dit_video.text.random import random_text_encoder
 
@@ -19,24 +17,12 @@ VAE = replace(TINY.vae, residual=True, patch=2, dim_mult=(1, 2, 4, 4))  # of the
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomCheckpoint:
+class RandomCheckpoint(DescribedModel):
     """Stands where a `WanCheckpoint` stands."""
 
     dit: DiTConfig = TINY.dit
     vae: VAEConfig = VAE
     defaults: Defaults = TINY.defaults
-    boundary: float | None = None
-    components: Mapping[str, Summary] = field(default_factory=dict)
-
-    @property
-    def grid(self) -> Grid:
-        """Pixels per latent and latents per token."""
-        return Grid(stride=self.vae.stride, patch=self.dit.patch)
-
-    @property
-    def latent_channels(self) -> int:
-        """Channels of the latents."""
-        return self.vae.z_dim
 
     def load_text(self, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> TextEncoder:
         """A text encoder that reads any text, byte by byte."""

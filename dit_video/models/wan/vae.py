@@ -424,16 +424,18 @@ class WanVAE(nn.Module):
         return self.conv1(self.encoder(pixel_unshuffle(video, self.config.patch), memory))
 
     def _enlarge_tiles(self, features: Tensor, tiles: list[Tile]) -> Tensor:
-        cuts = [features[..., tile.rows, tile.columns] for tile in tiles]
-        parts = [self.decoder.enlarge(cut, tile.memory) for cut, tile in zip(cuts, tiles, strict=True)]
-        parts = [pixel_shuffle(part, self.config.patch).float() for part in parts]
-        if len(parts) == 1:
-            return parts[0]
         _, h, w = self.config.stride
-        canvas = parts[0].new_zeros(*parts[0].shape[:3], features.shape[3] * h, features.shape[4] * w)
-        for part, tile in zip(parts, tiles, strict=True):
+        canvas: Tensor | None = None
+        for tile in tiles:
+            part = self.decoder.enlarge(features[..., tile.rows, tile.columns], tile.memory)
+            part = pixel_shuffle(part, self.config.patch).float()
+            if len(tiles) == 1:
+                return part
+            if canvas is None:
+                canvas = part.new_zeros(*part.shape[:3], features.shape[3] * h, features.shape[4] * w)
             top, left = tile.rows.start * h, tile.columns.start * w
             canvas[..., top : top + part.shape[3], left : left + part.shape[4]] += part * tile.weights
+        assert canvas is not None
         return canvas
 
     def _constants(self, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,36 @@
+"""What is known of a Wan model before any of its weights are loaded."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from dit_video.checkpoints.files import Summary
+from dit_video.models.wan.defaults import Defaults
+from dit_video.models.wan.dit import DiTConfig
+from dit_video.models.wan.vae import VAEConfig
+from dit_video.shapes import Grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescribedModel:
+    """The configuration of a model's parts, and the settings it is best sampled with.
+
+    boundary: the noise level from which up the first of two experts denoises; None where there is one transformer.
+    components: parameters, bytes and dtypes of each part.
+    """
+
+    dit: DiTConfig
+    vae: VAEConfig
+    defaults: Defaults
+    boundary: float | None = None
+    components: Mapping[str, Summary] = field(default_factory=dict)
+
+    @cached_property
+    def grid(self) -> Grid:
+        """Pixels per latent and latents per token."""
+        return Grid(stride=self.vae.stride, patch=self.dit.patch)
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents."""
+        return self.vae.z_dim

@@ -1,0 +1,60 @@
+"""Two processes that train together do what one does."""
+
+import os
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from dit_video.train import distributed
+from dit_video.train.optim import Muon, build_optimizers
+
+WORLD = 2
+
+
+def matrices() -> nn.ModuleDict:
+    """Two shapes of matrices, an odd number of one of them, and a convolution."""
+    torch.manual_seed(0)
+    blocks = [nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 24), nn.Conv2d(3, 4, 3)]
+    return nn.ModuleDict({"blocks": nn.ModuleList(blocks)})
+
+
+def take_steps(rank: int, world: int) -> list[torch.Tensor]:
+    """The weights after three steps with gradients that differ from process to process."""
+    module = matrices()
+    optimizers = build_optimizers([module], muon_lr=0.02, adam_lr=1e-3, weight_decay=0.0)
+    assert isinstance(optimizers[0], Muon)
+    for step in range(3):
+        gradients = [
+            [torch.randn(p.shape, generator=torch.Generator().manual_seed(100 * step + r)) for p in module.parameters()]
+            for r in range(WORLD)
+        ]
+        for i, parameter in enumerate(module.parameters()):
+            both = torch.stack([gradients[r][i] for r in range(WORLD)])
+            parameter.grad = both[rank].clone() if world > 1 else both.mean(0)
+        distributed.average_gradients(module.parameters(), world)
+        for optimizer in optimizers:
+            optimizer.step()
+    return [p.detach() for p in module.parameters()]
+
+
+def worker(rank: int, folder: str) -> None:
+    """One of the processes."""
+    os.environ["WORLD_SIZE"] = str(WORLD)
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
+    assert distributed.start("cpu") == (rank, WORLD)
+    torch.save(take_steps(rank, WORLD), f"{folder}/{rank}.pt")
+    assert distributed.any_process(rank == 1, WORLD)
+    distributed.stop()
+
+
+def test_two_processes_step_as_one(tmp_path: Path) -> None:
+    mp.spawn(worker, (str(tmp_path),), nprocs=WORLD)
+    alone = take_steps(0, 1)
+    for rank in range(WORLD):
+        for mine, expected in zip(torch.load(tmp_path / f"{rank}.pt"), alone, strict=True):
+            torch.testing.assert_close(mine, expected, rtol=0, atol=1e-4)
+    assert (alone[0] - next(matrices().parameters())).abs().max() > 1e-2
