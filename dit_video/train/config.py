@@ -4,6 +4,7 @@ the nearest known one).
 
 import dataclasses
 import difflib
+import re
 import tomllib
 import types
 import typing
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dit_video.errors import UsageError
+from dit_video.shapes import VideoShape
 
 T = TypeVar("T")
 
@@ -58,7 +60,8 @@ class PhaseConfig:
     """A mixture of clips: the share of images, the ranges of the shorter side (pixels) and of the length (frames),
     and favourite shapes.
 
-    `common` lists shapes as "256x144x24"; a share `common_share` of the clips has one of them.
+    `common` lists shapes as "256x144x24", or with a weight as "40 * 256x144x24"; a share `common_share` of the clips
+    has one of them.
     """
 
     images: float = 0.3
@@ -69,6 +72,10 @@ class PhaseConfig:
     common_share: float = 0.0
     first_shard: int = 0
     """The phase begins with this shard of the data (shards count up as training goes on)."""
+
+    def __post_init__(self) -> None:
+        for shape in self.common:
+            parse_weighted_shape(shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,11 +156,37 @@ class DiTTrainConfig:
     init_from: str = ""
 
 
+def parse_shape(text: str) -> VideoShape:
+    """The shape of "256x144x24": width, height, frames.
+
+    Raises:
+        UsageError: not three whole numbers joined by x.
+    """
+    match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text)
+    if not match:
+        raise UsageError(f"shape {text!r}: must be WIDTHxHEIGHTxFRAMES, for example 256x144x24.")
+    width, height, frames = (int(part) for part in match.groups())
+    return VideoShape(num_frames=frames, height=height, width=width)
+
+
+def parse_weighted_shape(text: str) -> tuple[VideoShape, int]:
+    """The shape and the weight of "40 * 256x144x24"; without a weight it is 1.
+
+    Raises:
+        UsageError: the weight is not a whole number from 1 up, or the shape is none.
+    """
+    weight, star, shape = text.rpartition("*")
+    if star and not (weight.strip().isdecimal() and int(weight) > 0):
+        raise UsageError(f"common shape {text!r}: its weight must be a whole number from 1 up, as in 2 * 256x144x24.")
+    return parse_shape(shape.strip()), int(weight) if star else 1
+
+
 def load_config(path: Path, kind: type[T]) -> T:
     """Read a TOML file into the dataclass `kind`.
 
     Raises:
-        UsageError: missing file, TOML syntax, unknown or missing key, or a value of the wrong type.
+        UsageError: missing file, TOML syntax, unknown or missing key, a value of the wrong type, a shape that is
+        none.
     """
     try:
         with path.open("rb") as file:

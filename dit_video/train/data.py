@@ -4,7 +4,6 @@ packs filled greedily.
 
 import math
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dit_video.errors import UsageError
 from dit_video.scenes.captions import caption
 from dit_video.scenes.render import boxes, render
 from dit_video.scenes.world import Scene, sample_scene
 from dit_video.shapes import Grid, VideoShape
-from dit_video.train.config import PhaseConfig
+from dit_video.train.config import PhaseConfig, parse_weighted_shape
 from dit_video.train.packing import pack_greedily
 
 # Aspect ratios from portrait phone to cinema.
@@ -43,7 +41,8 @@ class Example:
 def sample_shape(rng: np.random.Generator, phase: PhaseConfig) -> VideoShape:
     """A native size and length from a phase's mixture."""
     if phase.common and rng.random() < phase.common_share:
-        return parse_shape(phase.common[rng.integers(len(phase.common))])
+        shapes, weights = zip(*map(parse_weighted_shape, phase.common), strict=True)
+        return shapes[np.searchsorted(np.cumsum(weights), rng.integers(sum(weights)), side="right")]
     low, high = phase.short_side
     short = math.exp(rng.uniform(math.log(low), math.log(high)))
     ratio = math.exp(rng.uniform(math.log(NARROWEST), math.log(WIDEST)))
@@ -51,19 +50,6 @@ def sample_shape(rng: np.random.Generator, phase: PhaseConfig) -> VideoShape:
     frames = 1 if rng.random() < phase.images else int(rng.integers(phase.frames[0], phase.frames[1] + 1))
     shrink = min(1.0, math.sqrt(phase.max_pixels / (width * height * frames)))
     return VideoShape(num_frames=frames, height=max(32, round(height * shrink)), width=max(32, round(width * shrink)))
-
-
-def parse_shape(text: str) -> VideoShape:
-    """The shape of "256x144x24": width, height, frames.
-
-    Raises:
-        UsageError: not three whole numbers joined by x.
-    """
-    match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text)
-    if not match:
-        raise UsageError(f"shape {text!r}: must be WIDTHxHEIGHTxFRAMES, for example 256x144x24.")
-    width, height, frames = (int(part) for part in match.groups())
-    return VideoShape(num_frames=frames, height=height, width=width)
 
 
 def pad_frames(frames: np.ndarray, target: VideoShape) -> np.ndarray:

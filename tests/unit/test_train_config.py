@@ -37,6 +37,14 @@ def test_phases_are_a_list_of_tables(tmp_path):
         ('out = "x"\n[loop]\nsteps = "many"\n', "must be of type int, not 'many'"),
         ('out = "x"\n[loop]\nsteps = 1\n[data]\nframes = [1]\n', "must have 2 values, not 1"),
         ('out = "x"\nloop = 3\n', "must be a table"),
+        (
+            'out = "x"\n[loop]\nsteps = 1\n[data]\ncommon = ["256x144"]\n',
+            "shape '256x144': must be WIDTHxHEIGHTxFRAMES",
+        ),
+        (
+            'out = "x"\n[loop]\nsteps = 1\n[data]\ncommon = ["0 * 64x64x5"]\n',
+            "its weight must be a whole number from 1",
+        ),
         ("out = \n", "not valid TOML"),
     ],
 )
