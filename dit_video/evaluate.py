@@ -22,6 +22,7 @@ from dit_video.shapes import VideoShape
 from dit_video.train.data import pad_frames, to_video
 from dit_video.video.io import write_video
 
+SPLITS = {"held-out": 2024, "training": 2025}  # and the roots of their questions' random numbers
 FIELDS = ("background", "colour", "shape", "motion", "all")
 BATCH_TOKENS = 8192  # of the conditional half of a pack
 SHEET_CLIPS, SHEET_FRAMES, SHEET_COLUMNS = 48, 5, 3
@@ -30,7 +31,7 @@ RIGHT, WRONG, BORDER = (40, 170, 60), (220, 40, 40), 3
 
 @dataclass(frozen=True)
 class Question:
-    """A held-out scene, the prompt that asks for it, and the seed of the clip that answers."""
+    """A scene, the prompt that asks for it, and the seed of the clip that answers."""
 
     scene: Scene
     prompt: str
@@ -67,21 +68,21 @@ class Rate:
         return centre - half, centre + half
 
 
-def held_out_questions(count: int, shape: VideoShape, *, first_seed: int = 0) -> list[Question]:
-    """The same `count` questions for the same shape, always.
+def fixed_questions(count: int, shape: VideoShape, *, split: str = "held-out", first_seed: int = 0) -> list[Question]:
+    """The same `count` questions for the same shape and split, always; their scenes have one object.
 
-    They have one object, and combinations and wordings that training never sees.
+    "held-out": combinations and wordings that training never sees, which is what is reported. "training": those of
+    training, in other scenes: what settings may be chosen on, and what tells memory from understanding.
     """
-    return list(_questions(count, shape, first_seed))
+    return list(_questions(count, shape, SPLITS[split], split == "held-out", first_seed))
 
 
-def _questions(count: int, shape: VideoShape, first_seed: int) -> Iterator[Question]:
+def _questions(count: int, shape: VideoShape, root: int, held_out: bool, first_seed: int) -> Iterator[Question]:
     for index in range(count):
-        rng = np.random.default_rng((2024, index))
-        scene = sample_scene(
-            rng, num_frames=shape.num_frames, size=(shape.width, shape.height), held_out=True, objects=1
-        )
-        yield Question(scene, caption(scene, rng, held_out=True), first_seed + index)
+        rng = np.random.default_rng((root, index))
+        size = (shape.width, shape.height)
+        scene = sample_scene(rng, num_frames=shape.num_frames, size=size, held_out=held_out, objects=1)
+        yield Question(scene, caption(scene, rng, held_out=held_out), first_seed + index)
 
 
 def evaluate(

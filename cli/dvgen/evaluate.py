@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from dit_video.models.wan.defaults import Defaults
 
 MAX_PROMPTS = 100_000
+SPLITS = ("held-out", "training")
 Text = str | None
 
 
@@ -24,7 +25,10 @@ def _option(names: str, metavar: str | None, text: str) -> Any:
 
 def evaluate(
     model: Annotated[str, _option("--model -m", "NAME|PATH", "A diffusers folder that learnt the world.")] = "default",
-    prompts: Annotated[str, _option("--prompts", "N", "How many of the fixed held-out prompts.")] = "300",
+    prompts: Annotated[str, _option("--prompts", "N", "How many of the fixed prompts.")] = "300",
+    split: Annotated[
+        str, _option("--split", "NAME", "held-out: combinations and wordings new to the model; or training.")
+    ] = "held-out",
     size: Annotated[str, _option("--size", "WxH", "Size of every clip.")] = "256x144",
     frames: Annotated[str, _option("--frames", "N", "Length of every clip.")] = "24",
     seed: Annotated[str, _option("--seed", "N", "Of the first clip; the others count up.")] = "0",
@@ -42,7 +46,7 @@ def evaluate(
     device: Annotated[str, _option("--device", "NAME", "cpu, cuda or mps.")] = "auto",
     quiet: Annotated[bool, _option("--quiet -q", None, "Print errors and the table only.")] = False,
 ) -> None:
-    """Sample held-out prompts and score them with the detector; what it cannot tell counts as wrong."""
+    """Sample fixed prompts and score them with the detector; what it cannot tell counts as wrong."""
     count = options.whole("--prompts", prompts, 1, MAX_PROMPTS)
     width, height = options.size(size)
     shape = VideoShape(num_frames=options.frames(frames), height=height, width=width)
@@ -53,6 +57,7 @@ def evaluate(
         "guidance": options.given(guidance, options.guidance),
     }
     first_seed = options.whole("--seed", seed, 0, options.MAX_SEED - MAX_PROMPTS)
+    options.choice("--split", split, SPLITS)
     options.choice("--dtype", dtype, options.DTYPES)
     options.choice("--device", device, options.DEVICES)
     for option, path, suffix in (("--json", as_json, ".json"), ("--sheet", sheet, ".png")):
@@ -69,7 +74,7 @@ def evaluate(
     place = pick_device(device)
     with console.Speaker(quiet=quiet) as speaker:
         stages = Stages(checkpoint, dtype=pick_dtype(dtype, place), device=place, keep=True, note=speaker.note)
-        questions = evaluation.held_out_questions(count, shape, first_seed=first_seed)
+        questions = evaluation.fixed_questions(count, shape, split=split, first_seed=first_seed)
         if reconstruct:
             answers, strips = evaluation.reconstruct(stages, questions, shape, progress=speaker.progress)
         else:

@@ -96,6 +96,7 @@ CASES: dict[str, tuple[list[str], int, list[str]]] = {
     "missing config": (["train", "dit", "no-such.toml"], 2, ["no-such.toml"]),
     "config of another kind": (["train", "autoencoder", "bad.toml"], 2, ["stepz", "nearest"]),
     "no questions": (["eval", "--prompts", "0"], 2, ["--prompts 0", "nearest is 1"]),
+    "unknown split": (["eval", "--split", "train"], 2, ["'train'", "held-out, training", "nearest is training"]),
     "eval table over a file": (["eval", "--json", "taken.mp4"], 2, ["taken.mp4", ".json"]),
 }
 

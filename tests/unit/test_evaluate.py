@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_video import evaluate as evaluation
-from dit_video.evaluate import Rate, held_out_questions, rates, rates_by_value, reconstruct, report, save_sheet, table
+from dit_video.evaluate import Rate, fixed_questions, rates, rates_by_value, reconstruct, report, save_sheet, table
 from dit_video.generate import Clip, Settings, Stages
 from dit_video.scenes.render import render
 from dit_video.scenes.world import held_out
@@ -18,7 +18,7 @@ from dit_video.train.data import to_video
 from dit_video.video.io import probe
 
 SHAPE = VideoShape(num_frames=9, height=64, width=80)
-QUESTIONS = held_out_questions(12, SHAPE, first_seed=100)
+QUESTIONS = fixed_questions(12, SHAPE, first_seed=100)
 
 
 class Identity(nn.Module):
@@ -53,13 +53,21 @@ def silent(*_: object) -> None:
 
 
 def test_questions_are_fixed_held_out_and_alone():
-    assert held_out_questions(5, SHAPE, first_seed=100) == QUESTIONS[:5]
+    assert fixed_questions(5, SHAPE, first_seed=100) == QUESTIONS[:5]
     assert [question.seed for question in QUESTIONS] == list(range(100, 112))
     assert len({question.prompt for question in QUESTIONS}) > 9
     for question in QUESTIONS:
         (thing,) = question.scene.objects
         assert held_out(thing.shape, thing.colour, thing.motion)
         assert (question.scene.width, question.scene.height, question.scene.num_frames) == (80, 64, 9)
+
+
+def test_training_questions_are_of_training():
+    questions = fixed_questions(50, SHAPE, split="training")
+    for question in questions:
+        (thing,) = question.scene.objects
+        assert not held_out(thing.shape, thing.colour, thing.motion)
+    assert not {question.prompt for question in questions} & {question.prompt for question in QUESTIONS}
 
 
 @pytest.mark.parametrize(
