@@ -31,7 +31,7 @@ class Identity(nn.Module):
     def encode(self, video: Tensor) -> Tensor:
         return video
 
-    def decode_stream(self, latents: Tensor) -> Iterator[Tensor]:
+    def decode_stream(self, latents: Tensor, *, tile: int | None = None) -> Iterator[Tensor]:
         yield latents
 
 
