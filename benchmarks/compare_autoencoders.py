@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dit_video.nn.pixels import to_frames, to_video
 from dit_video.scenes.detector import detect, score
 from dit_video.scenes.render import render
 from dit_video.scenes.world import sample_scene
 from dit_video.shapes import Grid, VideoShape
 from dit_video.train.autoencoder import load_autoencoder
-from dit_video.train.data import object_mask, pad_frames, to_video
+from dit_video.train.data import object_mask, pad_frames
 
 NOISES = (0.0, 0.02, 0.1)  # mean squares, relative to unit latents
 
@@ -55,8 +56,7 @@ def judge(folder: Path, *, clips: int, shape: VideoShape, time_decode: bool) -> 
                     latents.shape, generator=torch.Generator().manual_seed(asked)
                 )
                 decoded = vae.decode(noisy).float().clamp(-1, 1)
-                pixels = decoded[0].add(1).mul(127.5).round().byte().permute(1, 2, 3, 0).numpy()
-                pixels = pixels[: shape.num_frames, : shape.height, : shape.width]
+                pixels = to_frames(decoded[0])[: shape.num_frames, : shape.height, : shape.width]
                 agree[noise] += all(score(detect(pixels), scene).values())
                 if noise == 0.0:
                     error = (decoded - video)[0]

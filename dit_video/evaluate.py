@@ -14,12 +14,13 @@ import numpy as np
 import torch
 
 from dit_video.generate import Clip, Progress, Settings, Stages, decode_frames, sample_latents
+from dit_video.nn.pixels import to_video
 from dit_video.scenes.captions import caption
 from dit_video.scenes.detector import Detection, detect, score
 from dit_video.scenes.render import render
 from dit_video.scenes.world import Scene, sample_scene
 from dit_video.shapes import VideoShape
-from dit_video.train.data import pad_frames, to_video
+from dit_video.train.data import pad_frames
 from dit_video.video.io import write_video
 
 SPLITS = {"held-out": 2024, "training": 2025}  # and the roots of their questions' random numbers
@@ -86,7 +87,13 @@ def _questions(count: int, shape: VideoShape, root: int, held_out: bool, first_s
 
 
 def evaluate(
-    stages: Stages, questions: Sequence[Question], shape: VideoShape, settings: Settings, *, progress: Progress
+    stages: Stages,
+    questions: Sequence[Question],
+    shape: VideoShape,
+    settings: Settings,
+    *,
+    negative: str = "",
+    progress: Progress,
 ) -> tuple[list[Answer], list[np.ndarray]]:
     """The answer to every question, and the frames (SHEET_FRAMES, H, W, 3) of the first SHEET_CLIPS clips.
 
@@ -96,7 +103,7 @@ def evaluate(
     tokens = math.prod(grid.tokens(grid.latent(shape)))
     size = max(1, BATCH_TOKENS // tokens)
     latents_of: Callable[[Sequence[Question]], list[torch.Tensor]] = lambda batch: sample_latents(  # noqa: E731
-        stages, [Clip(prompt=q.prompt, shape=shape, seed=q.seed) for q in batch], settings
+        stages, [Clip(prompt=q.prompt, negative=negative, shape=shape, seed=q.seed) for q in batch], settings
     )
     return _answers(stages, questions, shape, size, latents_of, progress)
 

@@ -25,6 +25,8 @@ from dit_video.flow.guidance import guided, needs_guidance
 from dit_video.flow.levels import NUM_TRAIN_TIMESTEPS, flow_levels
 from dit_video.flow.solvers import SOLVERS
 from dit_video.machine import peak_memory
+from dit_video.nn.pixels import to_frames
+from dit_video.plan import PACK_TOKENS
 from dit_video.shapes import Grid, VideoShape
 from dit_video.text.encoders import MAX_LENGTH
 from dit_video.video.io import write_video
@@ -36,10 +38,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]  # (stage, parts done, parts in all); called with 0 done when a stage begins
 Note = Callable[[str], None]  # one sentence that the user should see
-
-PACK_TOKENS = (
-    65_536  # above this many the conditional and the unconditional pass run one after the other, in half the memory
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,8 +292,7 @@ def decode_frames(
     """
     left = shape.num_frames
     for chunk in vae.decode_stream(latents[None].to(next(vae.parameters()).dtype), tile=tile):  # 1 3 t H W
-        pixels = chunk[0, :, :left, : shape.height, : shape.width].float()
-        frames = pixels.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(1, 2, 3, 0).cpu().numpy()  # t H W 3
+        frames = to_frames(chunk[0, :, :left, : shape.height, : shape.width])  # t H W 3
         yield from frames
         left -= len(frames)
         if left == 0:
@@ -343,7 +340,7 @@ def generate(
         DvgenError: a stage that cannot be loaded, too little memory, latents that are not finite, or a file that cannot
             be written.
     """
-    with _explained_memory(clip.shape):
+    with explained_memory(clip.shape):
         latents = sample_latents(stages, [clip], settings)[0]
         if save_latents:
             about = {"prompt": clip.prompt, "negative": clip.negative, "seed": str(clip.seed), "size": str(clip.shape)}
@@ -382,12 +379,13 @@ def _counted(frames: Iterator[np.ndarray], progress: Progress, total: int) -> It
 
 
 @contextmanager
-def _explained_memory(shape: VideoShape) -> Iterator[None]:
-    """Turns "out of memory", which torch says in several ways, into a sentence."""
+def explained_memory(shape: VideoShape) -> Iterator[None]:
+    """Turns "out of memory", which torch says in several ways, into a sentence. Raises DvgenError."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        phrases = ("out of memory", "not enough memory", "can't allocate memory")
+        if isinstance(error, RuntimeError) and not any(phrase in str(error).lower() for phrase in phrases):
             raise
         advice = "ask for a smaller --size or fewer --frames, or use --dtype bfloat16"
         raise DvgenError(f"{shape}: there is not enough memory for it; {advice}.") from error

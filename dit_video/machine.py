@@ -1,6 +1,7 @@
 """What this machine offers: devices, the dtype that suits them, and memory."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def peak_memory(device: torch.device) -> dict[str, int]:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of "auto" (a GPU where there is one), "cpu", "cuda" or "mps".
+    """The device of "auto" (CUDA where there is one, else the CPU: nothing was ever run on MPS), "cpu", "cuda", "mps".
 
     Raises:
         UsageError: this machine does not have it.
@@ -31,7 +32,7 @@ def pick_device(name: str) -> torch.device:
     present = [device for device, here in _devices().items() if here]
     if name != "auto" and name not in present:
         raise UsageError(f"--device {name}: PyTorch finds no such device on this machine; the nearest is {present[0]}.")
-    return torch.device(present[0] if name == "auto" else name)
+    return torch.device(("cuda" if "cuda" in present else "cpu") if name == "auto" else name)
 
 
 def _devices() -> dict[str, bool]:
@@ -49,12 +50,15 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def available_memory(device: torch.device) -> int:
-    """The memory of a device in bytes; for the CPU the machine's, or what its control group may use of it."""
+    """The memory of a device that can be had now, in bytes; for the CPU at most what its control group may use."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1]
+        return torch.cuda.mem_get_info(device)[0]
     if not hasattr(os, "sysconf"):
         return 2**63 - 1  # Windows does not say; nothing is refused there
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():  # Linux: what could be had without swapping, the disk cache included
+        total = 1024 * int(re.findall(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())[0])
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() else "max"
     return min(total, int(text)) if text.isdecimal() else total

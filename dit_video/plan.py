@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 DECODER_WORK = 24  # frames of features of the decoder's last level alive at a time, of one tile
 DECODER_PAST = 16  # frames of them that it keeps as its memory of the past, of all tiles
+PACK_TOKENS = 65_536  # above this many the conditional and the unconditional pass run one after the other
 PIXEL_FRAMES = 16  # frames of pixels alive at a time
 
 FLOPS_PER_CORE, FLOPS_OF_GPU = 5e10, 1e14  # of floating point operations per second, what usually comes out
@@ -70,14 +71,15 @@ class Plan:
 
 
 def plan(checkpoint: Described, shape: VideoShape, *, itemsize: int, tile: int | None = None) -> Plan:
-    """The plan of one clip with parameters of `itemsize` bytes, decoded in windows of `tile` latents or whole."""
+    """The plan of one guided clip, parameters of `itemsize` bytes, decoded whole or in windows of `tile` latents."""
     dit, vae = checkpoint.dit, checkpoint.vae
     padded = checkpoint.grid.padded(shape)
     grid = checkpoint.grid.tokens(checkpoint.grid.latent(shape))
     tokens = math.prod(grid)
     weights = {name: part.parameters * itemsize for name, part in checkpoint.components.items()}
     # The residual stream, its modulated copy, six rows of modulation and the normalised q and k are float32.
-    activations = tokens * (10 * 4 * dit.dim + itemsize * (4 * dit.dim + 2 * dit.ffn_dim))
+    together = 2 * tokens if 2 * tokens <= PACK_TOKENS else tokens  # conditional and unconditional
+    activations = together * (10 * 4 * dit.dim + itemsize * (4 * dit.dim + 2 * dit.ffn_dim))
     area = padded.height * padded.width
     _, down, across = vae.stride
     window = min(padded.height, tile * down) * min(padded.width, tile * across) if tile else area

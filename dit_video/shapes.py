@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from dit_video.errors import UsageError
 
 MIN_SIDE = 16
+MAX_SIDE = 16_384
 MIN_TILE = 24  # latents on a side of the windows that large frames are decoded in
 
 
@@ -84,13 +85,15 @@ def parse_size(text: str) -> tuple[int, int]:
     """(width, height) from "640x360".
 
     Raises:
-        UsageError: not two whole numbers joined by an x, or a side under 16.
+        UsageError: not two whole numbers joined by an x, or a side that is not from 16 to 16384.
     """
-    parts = text.lower().replace("×", "x").split("x")
+    parts = text.lower().replace("×", "x").split("x") if len(text) <= 60 else []
     if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
-        raise UsageError(f"--size {text!r}: must be WIDTHxHEIGHT in whole pixels, for example 640x360.")
+        shown = text if len(text) <= 60 else f"{text[:60]}..."
+        raise UsageError(f"--size {shown!r}: must be WIDTHxHEIGHT in whole pixels, for example 640x360.")
     width, height = (int(part) for part in parts)
-    if min(width, height) < MIN_SIDE:
-        nearest = f"{max(width, MIN_SIDE)}x{max(height, MIN_SIDE)}"
-        raise UsageError(f"--size {text}: each side must be at least {MIN_SIDE} pixels; the nearest is {nearest}.")
+    nearest = tuple(min(max(side, MIN_SIDE), MAX_SIDE) for side in (width, height))
+    if nearest != (width, height):
+        rule = f"each side must be from {MIN_SIDE} to {MAX_SIDE} pixels"
+        raise UsageError(f"--size {text}: {rule}; the nearest is {nearest[0]}x{nearest[1]}.")
     return width, height

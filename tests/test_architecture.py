@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    ("errors", "shapes"),
+    ("errors", "shapes", "atomic"),
     ("nn", "flow", "checkpoints", "text", "video", "scenes"),
     ("models",),
     ("machine", "plan", "generate", "train", "evaluate"),

@@ -11,7 +11,11 @@ SPOKEN_EVERY = 10.0  # seconds between two lines about the same stage when there
 
 def result(text: str) -> None:
     """One result on standard output."""
-    print(text, flush=True)
+    try:
+        print(text, flush=True)
+    except UnicodeEncodeError:  # a path that this terminal's encoding cannot say goes out as the bytes that it is
+        sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape") + b"\n")
+        sys.stdout.buffer.flush()
 
 
 def fail(message: str) -> None:
@@ -27,9 +31,11 @@ def discard_output() -> None:
 def say(text: str) -> None:
     """One line on standard error."""
     # Nobody may be reading standard error any more, and that is no reason to lose the work.
+    if sys.stderr is None:  # closed from the start; print would take standard output instead
+        return
     try:
         print(text, file=sys.stderr, flush=True)
-    except (BrokenPipeError, AttributeError):
+    except BrokenPipeError:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the process)
 
 

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dit_video.atomic import replacing
 from dit_video.checkpoints.files import find_checkpoint
-from dit_video.shapes import VideoShape
+from dit_video.errors import UsageError
+from dit_video.shapes import VideoShape, parse_size
 from dvgen import console, options
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ def evaluate(
 ) -> None:
     """Sample fixed prompts and score them with the detector; what it cannot tell counts as wrong."""
     count = options.whole("--prompts", prompts, 1, MAX_PROMPTS)
-    width, height = options.size(size)
+    width, height = parse_size(size)
     shape = VideoShape(num_frames=options.frames(frames), height=height, width=width)
     overrides = {
         "steps": options.given(steps, options.steps),
@@ -57,6 +59,11 @@ def evaluate(
         "guidance": options.given(guidance, options.guidance),
     }
     first_seed = options.whole("--seed", seed, 0, options.MAX_SEED - MAX_PROMPTS)
+    if overrides["guidance"] and len(overrides["guidance"]) > 1:
+        raise UsageError(f"--guidance {guidance}: eval takes one scale; the nearest is {overrides['guidance'][0]:g}.")
+    if reconstruct and any(value is not None for value in overrides.values()):
+        unused = next(name for name, value in overrides.items() if value is not None)
+        raise UsageError(f"--reconstruct and --{unused}: only one of the two can be given; nothing is denoised.")
     options.choice("--split", split, SPLITS)
     options.choice("--dtype", dtype, options.DTYPES)
     options.choice("--device", device, options.DEVICES)
@@ -66,22 +73,33 @@ def evaluate(
     find_checkpoint(model)
 
     from dit_video import evaluate as evaluation
-    from dit_video.generate import Stages
-    from dit_video.machine import pick_device, pick_dtype
+    from dit_video.generate import Stages, explained_memory
+    from dit_video.machine import available_memory, pick_device, pick_dtype
     from dit_video.models import open_checkpoint
+    from dit_video.plan import check_memory
 
     checkpoint = open_checkpoint(model)
     place = pick_device(device)
-    with console.Speaker(quiet=quiet) as speaker:
-        stages = Stages(checkpoint, dtype=pick_dtype(dtype, place), device=place, keep=True, note=speaker.note)
+    kind = pick_dtype(dtype, place)
+    check_memory(checkpoint, shape, itemsize=kind.itemsize, available=available_memory(place))
+    with console.Speaker(quiet=quiet) as speaker, explained_memory(shape):
+        stages = Stages(checkpoint, dtype=kind, device=place, keep=True, note=speaker.note)
         questions = evaluation.fixed_questions(count, shape, split=split, first_seed=first_seed)
         if reconstruct:
             answers, strips = evaluation.reconstruct(stages, questions, shape, progress=speaker.progress)
         else:
             settings = _settings(checkpoint.defaults, overrides)
-            answers, strips = evaluation.evaluate(stages, questions, shape, settings, progress=speaker.progress)
+            answers, strips = evaluation.evaluate(
+                stages,
+                questions,
+                shape,
+                settings,
+                negative=checkpoint.defaults.negative,
+                progress=speaker.progress,
+            )
     if as_json:
-        as_json.write_text(json.dumps(evaluation.report(answers), indent=1) + "\n")
+        with replacing(as_json) as part:
+            part.write_text(json.dumps(evaluation.report(answers), indent=1) + "\n")
     if sheet:
         evaluation.save_sheet(sheet, answers, strips, overwrite=overwrite)
     console.result(evaluation.table(answers))

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from dit_video.atomic import numbered
 from dit_video.errors import MediaError, UsageError
-from dit_video.shapes import parse_size
 
 T = TypeVar("T")
 
@@ -27,13 +27,13 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 MAX_STEPS = 1000  # the number of timesteps that Wan's transformers were trained with
 FPS = (1.0, 240.0)
 SHIFT = (0.1, 100.0)
-GUIDANCE = (0.0, 100.0)
+GUIDANCE = (1.0, 100.0)
 MAX_SEED = 2**63 - 1
 MAX_FRAMES = 100_000
-MAX_SIDE = 16_384
 VIDEO_SUFFIXES = (".mp4", ".webm", ".gif", ".png")
 MAX_GIF_FPS = 50
 NAME_LENGTH = 60
+MAX_NAME_BYTES = 255  # of every usual file system
 
 
 def given(text: str | None, parse: Callable[[str], T]) -> T | None:
@@ -90,21 +90,6 @@ def choice(option: str, value: str, choices: Sequence[str]) -> str:
     raise UsageError(f"{option} {_short(value)!r}: must be one of {', '.join(choices)}; the nearest is {nearest}.")
 
 
-def size(text: str) -> tuple[int, int]:
-    """(width, height) of "640x360".
-
-    Raises:
-        UsageError: not a size, or a side that is out of range.
-    """
-    if len(text) > 60:
-        raise UsageError(f"--size {_short(text)}: must be WIDTHxHEIGHT in whole pixels, for example 640x360.")
-    width, height = parse_size(text)
-    if max(width, height) > MAX_SIDE:
-        nearest = f"{min(width, MAX_SIDE)}x{min(height, MAX_SIDE)}"
-        raise UsageError(f"--size {text}: each side must be at most {MAX_SIDE} pixels; the nearest is {nearest}.")
-    return width, height
-
-
 def fps(text: str) -> float:
     """Frames per second. Raises UsageError."""
     return number("--fps", text, *FPS)
@@ -122,9 +107,10 @@ def frames_of_duration(text: str, fps: float) -> int:
         UsageError: not a number of seconds, or one that gives no frame or too many.
     """
     seconds = _float(text)
-    if math.isfinite(seconds) and 1 <= round(seconds * fps) <= MAX_FRAMES:
+    if math.isfinite(seconds * fps) and 1 <= round(seconds * fps) <= MAX_FRAMES:
         return round(seconds * fps)
-    nearest = "" if math.isnan(seconds) else f"; the nearest is {(MAX_FRAMES if seconds > 1 else 1) / fps:.4g}"
+    bound = math.floor(MAX_FRAMES / fps * 1000) / 1000 if seconds > 1 else math.ceil(1 / fps * 1000) / 1000
+    nearest = "" if math.isnan(seconds) else f"; the nearest is {bound:g}"
     rule = f"must be seconds that hold 1 to {MAX_FRAMES} frames at {fps:g} frames per second"
     raise UsageError(f"--duration {_short(text)}: {rule}{nearest}.")
 
@@ -161,8 +147,9 @@ def interval(text: str) -> tuple[float, float]:
     """The lowest and the highest noise level with guidance, of "0.1,0.9". Raises UsageError."""
     parts = text.split(",")
     if len(parts) != 2 or not _float(parts[0]) <= _float(parts[1]):
-        rule = "must be LOW,HIGH noise levels from 0 to 1, for example 0.1,0.9"
-        raise UsageError(f"--guidance-interval {_short(text)}: {rule}.")
+        rule = "must be LOW,HIGH noise levels from 0 to 1"
+        nearest = f"{parts[1]},{parts[0]}" if len(parts) == 2 and _float(parts[1]) < _float(parts[0]) else "0,1"
+        raise UsageError(f"--guidance-interval {_short(text)}: {rule}; the nearest is {nearest}.")
     low, high = (number("--guidance-interval", part, 0.0, 1.0) for part in parts)
     return low, high
 
@@ -180,8 +167,10 @@ def prompt(argument: str) -> str:
     """
     if argument != "-":
         return text(argument)
+    if sys.stdin is None:
+        raise UsageError('the prompt "-" is read from standard input, which is closed; give the prompt itself.')
     try:
-        return sys.stdin.read().strip()
+        return text(sys.stdin.read().strip())
     except UnicodeDecodeError:
         raise UsageError("the prompt on standard input is not text in UTF-8; save it as UTF-8.") from None
 
@@ -205,11 +194,7 @@ def made_name(prompt: str, seed: int, suffix: str, folder: Path) -> Path:
             break
         slug = longer
     slug = slug.encode()[:NAME_LENGTH].decode(errors="ignore")
-    path, count = folder / f"{slug}-{seed}{suffix}", 1
-    while path.exists():
-        count += 1
-        path = folder / f"{slug}-{seed}-{count}{suffix}"
-    return path
+    return next(path for path in numbered(folder / f"{slug}-{seed}{suffix}") if not path.exists())
 
 
 def check_file(option: str, path: Path, suffixes: Sequence[str], *, overwrite: bool) -> None:
@@ -219,13 +204,16 @@ def check_file(option: str, path: Path, suffixes: Sequence[str], *, overwrite: b
         UsageError: a name that ends in none of `suffixes`.
         MediaError: a missing or read-only folder, a folder of that name, or a file that exists without `overwrite`.
     """
+    if path.is_dir() or not path.name:
+        raise MediaError(f"{option} {path}: this is a folder; name a file in it.")
     if path.suffix.lower() not in suffixes:
         rule = f"must end in {' or '.join(suffixes)}"
         raise UsageError(f"{option} {path}: the name {rule}; the nearest is {path.with_suffix(suffixes[0])}.")
+    if len(os.fsencode(path.name)) > MAX_NAME_BYTES:
+        rule = f"the file name is longer than {MAX_NAME_BYTES} bytes; choose a shorter one"
+        raise MediaError(f"{option} {path.name[:40]}...: {rule}.")
     if not path.parent.is_dir():
         raise MediaError(f"{option} {path}: the folder {path.parent} does not exist; create it first.")
-    if path.is_dir():
-        raise MediaError(f"{option} {path}: this is a folder; name a file in it.")
     if path.exists() and not overwrite:
         raise MediaError(f"{option} {path}: the file exists; choose another name or pass --overwrite.")
     if not os.access(path.parent, os.W_OK | os.X_OK):

@@ -10,7 +10,7 @@ import typer
 
 from dit_video.checkpoints.files import find_checkpoint
 from dit_video.errors import UsageError
-from dit_video.shapes import VideoShape
+from dit_video.shapes import VideoShape, parse_size
 from dvgen import console, options
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def sample(
         negative=given(negative, options.text),
         model=model,
         random_weights=random_weights,
-        size=given(size, options.size),
+        size=given(size, parse_size),
         frames=given(frames, options.frames),
         duration=duration,
         fps=given(fps, options.fps),
@@ -137,11 +137,16 @@ def _check(request: Request) -> None:
         if request.frames is not None:
             given = f"--frames {request.frames} and --duration {request.duration}"
             raise UsageError(f"{given}: only one of the two can be given.")
-        options.frames_of_duration(request.duration, request.fps or options.FPS[1])
+        if request.fps is not None:
+            options.frames_of_duration(request.duration, request.fps)
+        else:  # by the checkpoint's rate, once that is known
+            options.number("--duration", request.duration, 0.001, options.MAX_FRAMES)
     if request.random_weights and request.model != "default":
         raise UsageError(f"--random-weights and --model {request.model}: only one of the two can be given.")
     if request.output:
-        options.check_video_file("--output", request.output, frames=request.frames or 1, overwrite=request.overwrite)
+        options.check_video_file(
+            "--output", request.output, frames=request.frames or 1, fps=request.fps or 1.0, overwrite=request.overwrite
+        )
     if request.save_latents:
         options.check_file("--save-latents", request.save_latents, (".safetensors",), overwrite=request.overwrite)
     if not request.random_weights:
@@ -232,6 +237,7 @@ def _what_it_takes(plan: "Plan", settings: "Settings", device: "torch.device") -
         line += f"; computed as {plan.padded}, then cropped and trimmed"
     if plan.tile:
         line += f"; decoded in tiles of {plan.tile}x{plan.tile} latents, since whole frames do not fit in memory"
-    passes = settings.steps * (2 if max(settings.guidance) > 1 else 1)
+    evaluations = 2 * settings.steps - 1 if settings.solver == "heun" else settings.steps
+    passes = evaluations * (2 if max(settings.guidance) > 1 else 1)
     seconds = expected_seconds(plan, passes, device)
     return line + (f"; this may take {console.duration(seconds)}" if seconds > SLOW else "")

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from dit_video.shapes import parse_size
 from dvgen import console, options
 
 MAX_COUNT = 1_000_000
@@ -30,7 +31,7 @@ def scenes(
     total = options.whole("--count", count, 1, MAX_COUNT)
     first = options.seed(seed)
     rate = options.fps(fps)
-    shape, length = options.given(size, options.size), options.given(frames, options.frames)
+    shape, length = options.given(size, parse_size), options.given(frames, options.frames)
 
     from dit_video.scenes.files import write_scenes
 

@@ -6,15 +6,13 @@ the data (https://huggingface.co/docs/safetensors). Reading the header alone tel
 
 import json
 import math
-import os
-import secrets
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dit_video import atomic
 from dit_video.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -80,7 +78,9 @@ def find_checkpoint(name: str | Path | None = None) -> Path:
     Raises:
         CheckpointError: there is none.
     """
-    name = name or "default"
+    name = "default" if name is None else name
+    if not str(name).strip() or str(name) == ".":
+        raise CheckpointError(f"--model {str(name)!r}: must be 'default' or the path of a diffusers folder.")
     shipped = [_PACKAGE / "_weights" / name, _PACKAGE.parent / "weights" / name]
     places = shipped if str(name) == "default" else [Path(name), *shipped]
     for place in places:
@@ -139,12 +139,12 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
         needed = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read ({_reason(error)}).") from error
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
+    except (ValueError, AttributeError, LookupError, TypeError) as error:
         raise CheckpointError(f"{file}: its header is damaged ({error}); fetch the file again.") from error
     if size != needed:
         problem = "is cut short" if size < needed else "is too long"
         raise CheckpointError(f"{file}: {problem} ({size} bytes of {needed}); fetch the file again.")
-    if unknown := [tensor for tensor in tensors.values() if tensor.dtype not in _BYTES]:
+    if unknown := [tensor for tensor in tensors.values() if str(tensor.dtype) not in _BYTES]:
         tensor = unknown[0]
         raise CheckpointError(f"{file}: tensor {tensor.name!r} has the dtype {tensor.dtype}, which is not supported.")
     return tensors
@@ -176,6 +176,20 @@ def read_headers(folder: Path, stem: str) -> dict[str, TensorInfo]:
     return tensors
 
 
+def load_tensors(file: Path) -> tuple[dict[str, "Tensor"], dict[str, str]]:
+    """The tensors of a small safetensors file, and its metadata.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    read_header(file)
+    with safe_open(file, "pt") as opened:
+        return load_file(file), opened.metadata() or {}
+
+
 def save_tensors(tensors: Mapping[str, "Tensor"], file: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Writes a safetensors file under a temporary name, then renames it: `file` is the old one or the whole new one.
 
@@ -185,16 +199,13 @@ def save_tensors(tensors: Mapping[str, "Tensor"], file: Path, metadata: Mapping[
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    part = _temporary(file)
     try:
-        mode = _usual_mode(part)
-        save_file(dict(tensors), part, metadata={"format": "pt", **(metadata or {})})  # what transformers looks for
-        part.chmod(mode)  # safetensors lets nobody else read it
-        os.replace(part, file)
+        with atomic.replacing(file) as part:
+            mode = _usual_mode(part)
+            save_file(dict(tensors), part, metadata={"format": "pt", **(metadata or {})})  # what transformers looks for
+            part.chmod(mode)  # safetensors lets nobody else read it
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{file}: cannot be written ({_reason(error)}).") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -206,27 +217,16 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     """
     if folder.exists() and not (folder / "model_index.json").is_file() and not _is_empty(folder):
         raise CheckpointError(f"{folder}: exists and is not a checkpoint; choose another folder.")
-    part, old = _temporary(folder), _temporary(folder)
     try:
-        part.mkdir(parents=True)
-        yield part
-        mode = _usual_mode(part / ".mode")
-        (part / ".mode").unlink()
-        for file in part.rglob("*"):
-            if file.is_file():
-                file.chmod(mode)  # safetensors lets nobody else read what it writes
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(part, folder)
+        with atomic.replacing_folder(folder) as part:
+            yield part
+            mode = _usual_mode(part / ".mode")
+            (part / ".mode").unlink()
+            for file in part.rglob("*"):
+                if file.is_file():
+                    file.chmod(mode)  # safetensors lets nobody else read what it writes
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be written ({_reason(error)}).") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name[:64]}.{os.getpid()}-{secrets.token_hex(4)}.part")
 
 
 def _usual_mode(path: Path) -> int:

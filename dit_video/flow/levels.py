@@ -15,11 +15,14 @@ timesteps are cut, not rounded: the transformer is told a level up to .001 below
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from dit_video.errors import UsageError
+
+Level = TypeVar("Level", float, Tensor)
 
 NUM_TRAIN_TIMESTEPS = 1000
 CONVENTIONS = ("release", "diffusers")
@@ -72,8 +75,8 @@ def flow_levels(steps: int, *, shift: float, convention: str = "release", solver
     return Levels(sigmas, timesteps)
 
 
-def shifted(sigma: float, shift: float) -> float:
-    """A noise level pushed towards noise: arXiv 2403.03206, eq. 23, with sqrt(m/n) = shift."""
+def shifted(sigma: Level, shift: float) -> Level:
+    """A noise level, or a tensor of them, pushed towards noise: arXiv 2403.03206, eq. 23, with sqrt(m/n) = shift."""
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 

@@ -5,10 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-
-def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
-    """Move noise levels towards 1: s * sigma / (1 + (s - 1) * sigma) (arXiv 2403.03206, equation 23)."""
-    return shift * sigma / (1 + (shift - 1) * sigma)
+from dit_video.flow.levels import shifted
 
 
 def sample_sigmas(count: int, *, mean: float, std: float, shift: float, generator: torch.Generator) -> Tensor:
@@ -21,7 +18,7 @@ def sample_sigmas(count: int, *, mean: float, std: float, shift: float, generato
     order = torch.randperm(count, generator=generator)
     uniform = (order + torch.rand(count, generator=generator)) / count
     normal = torch.special.ndtri(uniform.double().clamp(1e-6, 1 - 1e-6))
-    return shift_sigma(torch.sigmoid(mean + std * normal), shift).float()
+    return shifted(torch.sigmoid(mean + std * normal), shift).float()
 
 
 def add_noise(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:

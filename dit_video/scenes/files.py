@@ -1,11 +1,11 @@
 """The training world as files: clips (.mp4) and pictures (.png), each with its caption in a .txt of the same name."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from dit_video import atomic
 from dit_video.errors import MediaError, UsageError
 from dit_video.scenes.captions import caption
 from dit_video.scenes.render import render
@@ -80,15 +80,7 @@ def _write_scene(
     )
     text = caption(scene, rng, held_out=held_out) + "\n"
     path = folder / f"{number:06d}{'.png' if scene.num_frames == 1 else '.mp4'}"
-    _write_text(path.with_suffix(".txt"), text)  # first, so that no clip is ever without its caption
-    write_video(path, iter(render(scene)), fps=fps, overwrite=overwrite)
+    with atomic.replacing(path.with_suffix(".txt")) as words:  # appears when its clip is there
+        words.write_text(text, encoding="utf-8")
+        write_video(path, iter(render(scene)), fps=fps, overwrite=overwrite)
     return path
-
-
-def _write_text(path: Path, text: str) -> None:
-    part = path.with_name(f".dvgen-{os.getpid()}-{path.name}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -15,18 +15,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dit_video.checkpoints.files import load_tensors, save_tensors
+from dit_video.errors import CheckpointError
+from dit_video.machine import pick_device
 from dit_video.models.wan.vae import VAEConfig, WanVAE
+from dit_video.nn.pixels import to_frames, to_video
 from dit_video.scenes.render import render
 from dit_video.shapes import Grid, VideoShape
 from dit_video.train import distributed
 from dit_video.train.config import AutoencoderArch, AutoencoderConfig
-from dit_video.train.data import object_mask, pad_frames, sample_shape, scene_batch, to_video
-from dit_video.train.loop import Reporter, Run, StepResult, fit
+from dit_video.train.data import object_mask, pad_frames, sample_shape, scene_batch
+from dit_video.train.loop import Reporter, Run, StepResult, begin, fit
 from dit_video.train.optim import EMA, build_optimizers
 from dit_video.train.seeding import numpy_generator, torch_generator
 from dit_video.train.sheets import save_sheet
 from dit_video.train.vae_init import initialise
 
+AUTOENCODER = "autoencoder.safetensors"
 STATISTICS_CLIPS = 256
 
 
@@ -47,19 +52,27 @@ class NoData:
 
 
 def train(config: AutoencoderConfig, *, resume: bool, report: Reporter) -> Path:
-    """Train, resume, and write the finished autoencoder (averaged weights, measured latent statistics) to
-    `config.out`/autoencoder.pt.
+    """Train, resume, and write the finished autoencoder: averaged weights, measured latent statistics.
+
+    Raises:
+        CheckpointError: nothing to resume, or a run that would be lost.
     """
+    folder = Path(config.out)
+    begin(folder, resume=resume)
+    pick_device(config.loop.device.partition(":")[0])  # refused here, and not when the first tensor goes there
     rank, world = distributed.start(config.loop.device)
     if config.loop.threads:
         torch.set_num_threads(config.loop.threads)
-    folder = Path(config.out)
-    folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.loop.seed)
     vae = WanVAE(vae_config(config.arch))
     initialise(vae, first_look(config))
     if config.init_from:
-        vae.load_state_dict(load_autoencoder(Path(config.init_from)).state_dict())
+        start = load_autoencoder(Path(config.init_from))
+        if vae_config(config.arch) != dataclasses.replace(
+            start.config, latents_mean=vae.config.latents_mean, latents_std=vae.config.latents_std
+        ):
+            raise CheckpointError(f"{config.init_from}: is of another geometry than this config's [arch].")
+        vae.load_state_dict(start.state_dict())
     vae.to(config.loop.device)
     grid = Grid(stride=vae.config.stride)
     run = Run(
@@ -150,7 +163,7 @@ def with_statistics(vae: WanVAE, config: AutoencoderConfig) -> WanVAE:
     grid, clips = Grid(stride=vae.config.stride), 0
     while clips < STATISTICS_CLIPS:
         _, video, _ = make_batch(config, grid, rng)
-        latents = vae.encode_moments(video[:8].to(config.loop.device))[0].double().cpu().transpose(0, 1).flatten(1)
+        latents = vae.encode_moments(video[:8].to(config.loop.device))[0].cpu().double().transpose(0, 1).flatten(1)
         total, squares = total + latents.sum(1), squares + latents.square().sum(1)
         count, clips = count + latents.shape[1], clips + min(8, len(video))
     mean = total / count
@@ -163,34 +176,44 @@ def with_statistics(vae: WanVAE, config: AutoencoderConfig) -> WanVAE:
 
 
 def save_autoencoder(vae: WanVAE, folder: Path) -> None:
-    """Write `autoencoder.pt` (weights) and `autoencoder.json` (geometry and latent statistics)."""
-    torch.save(vae.state_dict(), folder / "autoencoder.pt")
-    (folder / "autoencoder.json").write_text(json.dumps(dataclasses.asdict(vae.config), indent=1))
+    """Write `autoencoder.safetensors`: the weights, and in its metadata the geometry and the latent statistics.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    tensors = {name: value.contiguous().cpu() for name, value in vae.state_dict().items()}
+    save_tensors(tensors, folder / AUTOENCODER, metadata={"config": json.dumps(dataclasses.asdict(vae.config))})
 
 
 def load_autoencoder(folder: Path) -> WanVAE:
-    """The autoencoder of a training run's folder or of a diffusers folder, in float32."""
+    """The autoencoder of a training run's folder or of a diffusers folder, in float32.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
     if (folder / "model_index.json").is_file():
         from dit_video.models.wan.pipeline import WanCheckpoint
 
         return WanCheckpoint.open(folder).load_vae(dtype=torch.float32, device="cpu")
-    values: dict[str, Any] = json.loads((folder / "autoencoder.json").read_text())
+    tensors, metadata = load_tensors(folder / AUTOENCODER)
+    if "config" not in metadata:
+        raise CheckpointError(f"{folder / AUTOENCODER}: lacks its geometry; it was not written by this trainer.")
+    values: dict[str, Any] = json.loads(metadata["config"])
     fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
     vae = WanVAE(VAEConfig(**fields))
-    vae.load_state_dict(torch.load(folder / "autoencoder.pt", weights_only=True))
+    vae.load_state_dict(tensors)
     return vae.eval()
 
 
 @torch.no_grad()
 def reconstruction_sheet(vae: WanVAE, path: Path) -> None:
-    """A picture of originals (odd rows) and reconstructions (even rows) of scenes that are held out of training."""
+    """A picture of originals (odd rows) and reconstructions (even rows) of a few scenes that are always the same."""
     rows = []
     rng = np.random.default_rng(12345)
     shape = VideoShape(num_frames=17, height=128, width=224)
     for scene in scene_batch(rng, shape, 6):
         frames = render(scene)
         video = to_video(frames[None]).to(next(vae.parameters()).device)
-        decoded = vae.decode(vae.encode_moments(video)[0])[0].clamp(-1, 1)
-        rebuilt = decoded.add(1).mul(127.5).round().byte().permute(1, 2, 3, 0).cpu().numpy()
+        rebuilt = to_frames(vae.decode(vae.encode_moments(video)[0])[0])
         rows += [frames[::4], rebuilt[::4]]
     save_sheet(path, rows)

@@ -18,6 +18,17 @@ from dit_video.shapes import VideoShape
 T = TypeVar("T")
 
 
+def _at_least(name: str, value: float, low: float) -> None:
+    if not value >= low:
+        raise UsageError(f"{name} is {value:g}: must be at least {low:g}; the nearest is {low:g}.")
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        nearest = min(max(value, low), high)
+        raise UsageError(f"{name} is {value:g}: must be from {low:g} to {high:g}; the nearest is {nearest:g}.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
     """How long and how fast to train; every length is in optimiser steps unless it says minutes.
@@ -45,6 +56,15 @@ class LoopConfig:
     fuse: bool = False
     """Compile the transformer's elementwise functions: a quarter faster, needs a C++ compiler."""
 
+    def __post_init__(self) -> None:
+        _at_least("steps", self.steps, 1)
+        _at_least("log_every", self.log_every, 1)
+        for name in ("warmup", "decay", "seed", "threads", "minutes", "save_minutes", "sheet_minutes"):
+            _at_least(name, getattr(self, name), 0)
+        _within("ema", self.ema, 0, 1)
+        if self.device.partition(":")[0] not in ("cpu", "cuda"):
+            raise UsageError(f"device is {self.device!r}: must be cpu or cuda; the nearest is cpu.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
@@ -53,6 +73,13 @@ class OptimConfig:
     adam_lr: float = 1e-3
     muon_lr: float = 0.0
     weight_decay: float = 0.0
+    """Of the matrices that Muon updates."""
+
+    def __post_init__(self) -> None:
+        for name in ("adam_lr", "muon_lr", "weight_decay"):
+            _at_least(name, getattr(self, name), 0)
+        if self.weight_decay and not self.muon_lr:
+            raise UsageError(f"weight_decay is {self.weight_decay:g}, but without Muon (muon_lr = 0) it must be 0.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +103,14 @@ class PhaseConfig:
     def __post_init__(self) -> None:
         for shape in self.common:
             parse_weighted_shape(shape)
+        _within("images", self.images, 0, 1)
+        _within("common_share", self.common_share, 0, 1)
+        for name, least in (("short_side", 16), ("frames", 1)):
+            low, high = getattr(self, name)
+            _at_least(f"{name} begins with", low, least)
+            _at_least(f"{name} ends with", high, low)
+        _at_least("max_pixels", self.max_pixels, 32 * 32)
+        _at_least("first_shard", self.first_shard, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +148,11 @@ class AutoencoderConfig:
     """Weight of the error of the differences between neighbouring pixels."""
     init_from: str = ""
 
+    def __post_init__(self) -> None:
+        _at_least("batch_pixels", self.batch_pixels, 1)
+        for name in ("latent_noise", "object_weight", "edge_weight"):
+            _at_least(name, getattr(self, name), 0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DiTArch:
@@ -126,6 +166,16 @@ class DiTArch:
     text_layers: int = 2
     text_heads: int = 4
     text_ffn: int = 256
+
+    def __post_init__(self) -> None:
+        for field_ in dataclasses.fields(self):
+            _at_least(field_.name, getattr(self, field_.name), 1)
+        for width, heads, unit in (("dim", "num_heads", 2), ("text_dim", "text_heads", 1)):
+            step = getattr(self, heads) * unit  # RoPE turns pairs
+            if getattr(self, width) % step:
+                nearest = -(-getattr(self, width) // step) * step
+                rule = f"must be a multiple of {step}, for {getattr(self, heads)} heads; the nearest is {nearest}"
+                raise UsageError(f"{width} is {getattr(self, width)}: {rule}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +204,17 @@ class DiTTrainConfig:
     all alike.
     """
     init_from: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("shard_clips", "window", "pack_tokens"):
+            _at_least(name, getattr(self, name), 1)
+        _at_least("shift", self.shift, 0.01)
+        _at_least("level_std", self.level_std, 0)
+        _at_least("object_weight", self.object_weight, 0)
+        for name in ("caption_dropout", "known_share"):
+            _within(name, getattr(self, name), 0, 1)
+        if not self.phase or self.phase[0].first_shard != 0:
+            raise UsageError("the first [[phase]] must have first_shard = 0.")
 
 
 def parse_shape(text: str) -> VideoShape:
@@ -193,7 +254,7 @@ def load_config(path: Path, kind: type[T]) -> T:
             values = tomllib.load(file)
     except OSError as error:
         raise UsageError(f"config {path}: cannot be read ({error.strerror}).") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"config {path}: not valid TOML: {error}.") from None
     return _build(kind, values, str(path))
 
@@ -211,7 +272,11 @@ def _build(kind: Any, value: Any, where: str) -> Any:
             required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
             if required and item.name not in value:
                 raise UsageError(f"{where}: the key {item.name!r} is required.")
-        return kind(**{key: _build(hints[key], item, f"{where}: {key}") for key, item in value.items()})
+        fields = {key: _build(hints[key], item, f"{where}: {key}") for key, item in value.items()}
+        try:
+            return kind(**fields)
+        except UsageError as error:
+            raise UsageError(f"{where}: {error}") from None
     if typing.get_origin(kind) is tuple:
         inner = typing.get_args(kind)
         if not isinstance(value, list):

@@ -3,7 +3,6 @@ packs filled greedily.
 """
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dit_video import atomic
+from dit_video.nn.pixels import to_video
 from dit_video.scenes.captions import caption
 from dit_video.scenes.render import boxes, render
 from dit_video.scenes.world import Scene, sample_scene
 from dit_video.shapes import Grid, VideoShape
 from dit_video.train.config import PhaseConfig, parse_weighted_shape
-from dit_video.train.packing import pack_greedily
+from dit_video.train.packing import pack_in_chunks
 
 # Aspect ratios from portrait phone to cinema.
 NARROWEST, WIDEST = 9 / 16, 21 / 9
 CAPTIONS_PER_CLIP = 4
+SCENES_VERSION = 1  # to be raised when scenes, captions or sampled shapes change, so that caches are made anew
 GROUP = 8  # clips of one shape that follow each other in a shard
 ENCODED_PIXELS = 4_000_000  # pixels times frames that are rendered and encoded together, at most; one clip at least
 
@@ -62,11 +64,6 @@ def pad_frames(frames: np.ndarray, target: VideoShape) -> np.ndarray:
     )
 
 
-def to_video(frames: np.ndarray, device: str = "cpu") -> Tensor:
-    """uint8 (B, T, H, W, 3) -> float32 (B, 3, T, H, W) in [-1, 1]."""
-    return torch.from_numpy(frames).to(device).permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1)
-
-
 def object_mask(scene: Scene, shape: VideoShape, stride: tuple[int, int, int] = (1, 1, 1)) -> Tensor:
     """Cells (T, H, W) of a grid with `stride` over `shape` (its padded pixels) that an object's box touches, as
     bool.
@@ -90,7 +87,7 @@ class SceneShards:
 
     Args:
         encode: (B, 3, T, H, W) in [-1, 1] on the grid -> normalised latents (B, C, t, h, w).
-        fingerprint: names the encoder, so that another encoder's cache is never used.
+        fingerprint: names the encoder; a cached shard of another one, or of other settings, is never used.
     """
 
     def __init__(
@@ -111,25 +108,26 @@ class SceneShards:
     def load(self, index: int) -> list[Example]:
         """The examples of shard `index`, from the cache or made now."""
         path = self.folder / f"shard-{index:05d}.pt"
+        made_of = repr((self.fingerprint, self._phase(index), self.clips, self.seed, self.grid, SCENES_VERSION))
         if path.is_file():
             saved = torch.load(path, weights_only=True)
-            if saved["fingerprint"] == self.fingerprint:
+            if saved["fingerprint"] == made_of:
                 return [Example(*fields) for fields in saved["examples"]]
         examples = self._make(index)
-        temporary = path.with_suffix(f".tmp{os.getpid()}")
-        torch.save(
-            {"fingerprint": self.fingerprint, "examples": [(e.latents, e.captions, e.objects) for e in examples]},
-            temporary,
-        )
-        os.replace(temporary, path)
+        stored = {"fingerprint": made_of, "examples": [(e.latents, e.captions, e.objects) for e in examples]}
+        with atomic.replacing(path) as part:
+            torch.save(stored, part)
         return examples
 
     def forget(self, index: int) -> None:
         """Remove a shard that is no longer needed from the cache."""
         (self.folder / f"shard-{index:05d}.pt").unlink(missing_ok=True)
 
+    def _phase(self, index: int) -> PhaseConfig:
+        return [phase for phase in self.phases if phase.first_shard <= index][-1]
+
     def _make(self, index: int) -> list[Example]:
-        phase = [p for p in self.phases if p.first_shard <= index][-1]
+        phase = self._phase(index)
         rng = np.random.default_rng((*self.seed, index))
         examples: list[Example] = []
         while len(examples) < self.clips:
@@ -160,7 +158,6 @@ class PackStream:
         self.live: dict[int, list[Example]] = {}
         self.packs: tuple[tuple[int, ...], ...] = ()
         self.examples: list[Example] = []
-        self.padding = 0.0
 
     def next(self) -> list[Example]:
         """The clips of the next pack, longest first."""
@@ -199,11 +196,5 @@ class PackStream:
         rng = np.random.default_rng((*self.seed, self.round))
         clips = [example for index in wanted for example in self.live[index]]
         self.examples = [clips[i] for i in rng.permutation(len(clips))]
-        # Packed in chunks, so that every pack mixes sizes and kinds as the whole does.
-        packs: list[tuple[int, ...]] = []
-        chunk = 1024
-        for start in range(0, len(self.examples), chunk):
-            packed = pack_greedily([self.tokens(e) for e in self.examples[start : start + chunk]], self.pack_tokens)
-            packs += [tuple(start + i for i in pack) for pack in packed.packs]
-            self.padding = packed.padding
+        packs = pack_in_chunks([self.tokens(example) for example in self.examples], self.pack_tokens)
         self.packs = tuple(packs[i] for i in rng.permutation(len(packs)))

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -54,13 +55,22 @@ def average_gradients(parameters: Iterable[nn.Parameter], world: int) -> None:
         grad.copy_(part.view_as(grad))
 
 
-def any_process(flag: bool, world: int) -> bool:
-    """Whether `flag` is true on any process, the same answer on all of them."""
+def any_process(flags: Sequence[bool], world: int) -> list[bool]:
+    """Which of `flags` are true on any process: the same answer on all of them."""
     if world == 1:
-        return flag
-    value = torch.tensor([float(flag)])
-    dist.all_reduce(value, op=dist.ReduceOp.MAX)
-    return bool(value.item())
+        return list(flags)
+    values = torch.tensor([float(flag) for flag in flags])
+    dist.all_reduce(values, op=dist.ReduceOp.MAX)
+    return [bool(value) for value in values.tolist()]
+
+
+def gather_objects(mine: Any, world: int) -> list[Any]:
+    """What every process brings, in the order of ranks."""
+    if world == 1:
+        return [mine]
+    everyones: list[Any] = [None] * world
+    dist.all_gather_object(everyones, mine)
+    return everyones
 
 
 def stop() -> None:

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dit_video.errors import UsageError
+from dit_video.errors import CheckpointError
 from dit_video.flow.levels import flow_levels
 from dit_video.flow.loss import add_noise, flow_loss, sample_sigmas
 from dit_video.flow.solvers import SOLVERS
+from dit_video.machine import pick_device
 from dit_video.models.wan.dit import DiTConfig, WanDiT
 from dit_video.models.wan.vae import WanVAE
 from dit_video.nn import fusion
@@ -25,7 +26,7 @@ from dit_video.train.autoencoder import load_autoencoder
 from dit_video.train.config import DiTArch, DiTTrainConfig
 from dit_video.train.data import Example, PackStream, SceneShards
 from dit_video.train.export import export
-from dit_video.train.loop import Reporter, Run, StepResult, fit
+from dit_video.train.loop import Reporter, Run, StepResult, begin, fit
 from dit_video.train.optim import EMA, build_optimizers
 from dit_video.train.seeding import numpy_generator, torch_generator
 from dit_video.train.sheets import save_sheet
@@ -88,6 +89,8 @@ def build(config: DiTTrainConfig) -> Models:
         from dit_video.models.wan.pipeline import WanCheckpoint
 
         checkpoint = WanCheckpoint.open(Path(config.init_from))
+        if checkpoint.dit != dit.config:
+            raise CheckpointError(f"{config.init_from}: its transformer is of another size than this config's [arch].")
         dit.load_state_dict(checkpoint.load_dit(dtype=torch.float32, device="cpu").state_dict())
         text.load_state_dict(checkpoint.load_text(dtype=torch.float32, device="cpu").module.state_dict())
     device = config.loop.device
@@ -104,12 +107,13 @@ def train(config: DiTTrainConfig, *, resume: bool, report: Reporter) -> Path:
     """Train or resume a run in `config.out`; its checkpoint.pt holds everything, its `model/` is
     the diffusers folder of the averaged weights.
     """
+    folder = Path(config.out)
+    begin(folder, resume=resume)
+    pick_device(config.loop.device.partition(":")[0])  # refused here, and not when the first tensor goes there
     rank, world = distributed.start(config.loop.device)
     if config.loop.threads:
         torch.set_num_threads(config.loop.threads)
     fusion.enable(config.loop.fuse)
-    folder = Path(config.out)
-    folder.mkdir(parents=True, exist_ok=True)
     run, models, stream = prepare(config, rank, world)
     if resume:
         run.resume()
@@ -140,8 +144,6 @@ def prepare(config: DiTTrainConfig, rank: int = 0, world: int = 1) -> tuple[Run,
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.loop.bf16):
             return models.vae.encode(video.to(device)).float()
 
-    if not config.phase or config.phase[0].first_shard != 0:
-        raise UsageError("config: the first [[phase]] must have first_shard = 0.")
     shards = SceneShards(
         Path(config.out) / f"cache-{rank}",
         config.phase,

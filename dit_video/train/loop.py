@@ -2,7 +2,7 @@
 
 import json
 import math
-import os
+import pickle
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -13,10 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dit_video import atomic
 from dit_video.errors import CheckpointError, DvgenError
 from dit_video.train import distributed
 from dit_video.train.config import LoopConfig
 from dit_video.train.optim import EMA
+
+CHECKPOINT = "checkpoint.pt"
+OF_CONFIG = ("initial_lr", "weight_decay")  # what a resumed run takes from its config, which may have been changed
+AGREE_EVERY = 10  # steps from one question to the other processes whether it is time to save or to stop to the next
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,8 @@ class Run:
         return [p for module in self.modules.values() for p in module.parameters() if p.requires_grad]
 
     def save(self) -> None:
-        """Write the whole state to `checkpoint.pt` under a temporary name, then rename it."""
+        """Write the whole state to `checkpoint.pt` under a temporary name, then rename it; all processes call it."""
+        places = distributed.gather_objects(self.data.state_dict(), self.world)  # each has data of its own
         if self.rank != 0:
             return
         state = {
@@ -82,40 +88,67 @@ class Run:
             "modules": {name: module.state_dict() for name, module in self.modules.items()},
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "ema": self.ema.state_dict(),
-            "data": self.data.state_dict(),
+            "data": places,
         }
-        path = self.folder / "checkpoint.pt"
-        temporary = path.with_suffix(".tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, path)
+        try:
+            with atomic.replacing(self.folder / CHECKPOINT) as part:
+                torch.save(state, part)
+        except (OSError, RuntimeError) as error:  # a RuntimeError is how torch says that a disk is full
+            raise CheckpointError(f"{self.folder / CHECKPOINT}: cannot be written ({error}).") from error
 
     def resume(self) -> None:
         """Go on from `checkpoint.pt`; every following step is bit for bit what it would have been.
 
         Raises:
-            CheckpointError: there is none, or it is of another architecture.
+            CheckpointError: there is none, or it is of another architecture or another number of processes.
         """
-        path = self.folder / "checkpoint.pt"
+        path = self.folder / CHECKPOINT
         if not path.is_file():
-            raise CheckpointError(f"{self.folder}: has no checkpoint.pt to resume; run without --resume to start.")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+            raise CheckpointError(f"{self.folder}: has no {CHECKPOINT} to resume; run without --resume to start.")
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise CheckpointError(f"{path}: cannot be read ({(str(error) or 'it is empty').splitlines()[0]}).") from None
+        if len(state["data"]) != self.world:
+            raise CheckpointError(
+                f"{path}: was written by {len(state['data'])} processes, not {self.world}; resume with as many "
+                f"(torchrun --nproc-per-node {len(state['data'])})."
+            )
         try:
             for name, module in self.modules.items():
                 module.load_state_dict(state["modules"][name])
-        except RuntimeError as error:
+        except (RuntimeError, KeyError) as error:
             raise CheckpointError(
                 f"{path}: is not of this config's architecture ({str(error).splitlines()[-1].strip()})."
             ) from None
+        if len(state["optimizers"]) != len(self.optimizers):
+            raise CheckpointError(f"{path}: was trained {_with_muon(state['optimizers'])}; resume it so.")
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            rates = [
-                group["initial_lr"] for group in optimizer.param_groups
-            ]  # of this config, which may have been changed
+            chosen = [{key: group[key] for key in OF_CONFIG} for group in optimizer.param_groups]
             optimizer.load_state_dict(saved)
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["initial_lr"] = rate
+            for group, values in zip(optimizer.param_groups, chosen, strict=True):
+                group.update(values)
         self.ema.load_state_dict(state["ema"])
-        self.data.load_state_dict(state["data"])
+        self.data.load_state_dict(state["data"][self.rank])
         self.step = state["step"]
+
+
+def _with_muon(optimizers: Sequence[Any]) -> str:
+    return "with Muon (muon_lr above 0)" if len(optimizers) == 2 else "without Muon (muon_lr = 0)"
+
+
+def begin(folder: Path, *, resume: bool) -> None:
+    """Make a run's folder; a run that is there already must be meant to go on.
+
+    Raises:
+        CheckpointError: it holds a run, and `resume` is False.
+    """
+    if (folder / CHECKPOINT).exists() and not resume:
+        raise CheckpointError(f"{folder}: holds a run already; pass --resume to go on with it, or choose another out.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be made ({error.strerror}).") from None
 
 
 def learning_rate_factor(step: int, config: LoopConfig) -> float:
@@ -147,12 +180,17 @@ def fit(run: Run, step: Callable[[int], StepResult], sheet: Callable[[Path], Non
         meter.add(result, _optimise(run, result.loss))
         if run.step % config.log_every == 0 or run.step == config.steps:
             _log(run, meter.line(), report)
-        if run.step % 10 == 0:  # the processes agree on it, which costs a message
-            expired = distributed.any_process(time.monotonic() - started > config.minutes * 60, run.world)
-        if time.monotonic() - last_save > config.save_minutes * 60:
+        if run.step % AGREE_EVERY:
+            continue
+        now = time.monotonic()
+        expired, save_due, sheet_due = distributed.any_process(
+            [now - started > config.minutes * 60, now - last_save > config.save_minutes * 60,
+             now - last_sheet > config.sheet_minutes * 60], run.world,
+        )  # fmt: skip
+        if save_due and not expired:
             run.save()
             last_save = time.monotonic()
-        if time.monotonic() - last_sheet > config.sheet_minutes * 60:
+        if sheet_due and not expired:
             _sheet(run, sheet)
             last_sheet = time.monotonic()
     run.save()

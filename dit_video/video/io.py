@@ -6,7 +6,6 @@ once ffmpeg has said that it wrote everything. Frames are (H, W, 3) uint8 RGB.
 
 import os
 import re
-import secrets
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -20,6 +19,7 @@ import numpy as np
 from imageio_ffmpeg import get_ffmpeg_exe
 from numpy.typing import NDArray
 
+from dit_video import atomic
 from dit_video.errors import MediaError, UsageError
 
 Frames = NDArray[np.uint8]
@@ -108,7 +108,8 @@ def write_video(path: Path | str, frames: Iterable[Any], *, fps: float, overwrit
     Only the chunk at hand is in memory; nothing is left behind when writing fails or is interrupted.
 
     Args:
-        path: the file; it appears only when it is complete.
+        path: the file; it appears only when it is complete. Without `overwrite`, a name that is taken while the frames
+            come gets a number, which the note says.
         frames: (H, W, 3) or (T, H, W, 3) uint8 RGB arrays, or torch tensors on the CPU, all of one size.
         fps: frames per second, above 0; it need not be whole.
 
@@ -123,24 +124,25 @@ def write_video(path: Path | str, frames: Iterable[Any], *, fps: float, overwrit
         raise MediaError(f"{path}: there are no frames to write; a video has at least 1.")
     height, width, _ = first.shape
     rate = Fraction(fps).limit_denominator()
-    part = path.with_name(f".dvgen-{os.getpid()}-{secrets.token_hex(4)}.part")
     coding, note = _coding(path.suffix.lower(), width, height)
     raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(rate), "-i", "pipe:0"]
-    try:
-        with _ffmpeg(path, [*raw, "-an", *coding, "-y", f"file:{part}"], stdin=subprocess.PIPE) as pipe:
-            pipe.write(first.data)
-            count = 1
-            for frame in stream:
-                if path.suffix.lower() == ".png":
-                    check_output(path, 2, fps=fps, overwrite=True)
-                if frame.shape != first.shape:
-                    raise ValueError(f"frame {count} is {frame.shape}, the first one is {first.shape}")
-                pipe.write(frame.data)
-                count += 1
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return WrittenVideo(path=path, width=width, height=height, frames=count, fps=fps, note=note)
+    with (
+        atomic.placing(path, overwrite=overwrite) as (part, placed),
+        _ffmpeg(path, [*raw, "-an", *coding, "-y", f"file:{part}"], stdin=subprocess.PIPE) as pipe,
+    ):
+        pipe.write(first.data)
+        count = 1
+        for frame in stream:
+            if path.suffix.lower() == ".png":
+                check_output(path, 2, fps=fps, overwrite=True)
+            if frame.shape != first.shape:
+                raise ValueError(f"frame {count} is {frame.shape}, the first one is {first.shape}")
+            pipe.write(frame.data)
+            count += 1
+    if placed.path != path:
+        taken = f"{path}: another file took this name in the meantime; the video is {placed.path}."
+        note = f"{taken} {note}" if note else taken
+    return WrittenVideo(path=placed.path, width=width, height=height, frames=count, fps=fps, note=note)
 
 
 def read_frames(path: Path | str) -> Iterator[Frames]:

@@ -47,7 +47,8 @@ def worker(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
     assert distributed.start("cpu") == (rank, WORLD)
     torch.save(take_steps(rank, WORLD), f"{folder}/{rank}.pt")
-    assert distributed.any_process(rank == 1, WORLD)
+    assert distributed.any_process([rank == 1, False], WORLD) == [True, False]
+    assert distributed.gather_objects({"rank": rank}, WORLD) == [{"rank": 0}, {"rank": 1}]
     distributed.stop()
 
 

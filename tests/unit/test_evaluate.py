@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from dit_video import evaluate as evaluation
 from dit_video.evaluate import Rate, fixed_questions, rates, rates_by_value, reconstruct, report, save_sheet, table
 from dit_video.generate import Clip, Settings, Stages
+from dit_video.nn.pixels import to_video
 from dit_video.scenes.render import render
 from dit_video.scenes.world import held_out
 from dit_video.shapes import Grid, VideoShape
-from dit_video.train.data import to_video
 from dit_video.video.io import probe
 
 SHAPE = VideoShape(num_frames=9, height=64, width=80)

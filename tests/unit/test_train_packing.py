@@ -1,27 +1,49 @@
 import numpy as np
 import pytest
 
-from dit_video.train.packing import pack_greedily
+from dit_video.train.packing import pack_greedily, pack_in_chunks, padding
 
 
-def test_every_clip_is_packed_once_and_nothing_overflows():
-    tokens = np.random.default_rng(0).integers(1, 400, 500).tolist()
-    packed = pack_greedily(tokens, 2048)
-    assert sorted(i for pack in packed.packs for i in pack) == list(range(500))
-    assert max(sum(tokens[i] for i in pack) for pack in packed.packs) <= 2048
+def mixed(seed: int, count: int) -> list[int]:
+    """Tokens of clips between an image of 6 and a clip of 900."""
+    return np.exp(np.random.default_rng(seed).uniform(np.log(6), np.log(900), count)).astype(int).tolist()
+
+
+@pytest.mark.parametrize("pack", [pack_greedily, lambda tokens, budget: pack_in_chunks(tokens, budget, chunk=64)])
+def test_every_clip_is_packed_once_and_nothing_overflows(pack):
+    tokens = mixed(0, 500)
+    packs = pack(tokens, 2048)
+    assert sorted(i for each in packs for i in each) == list(range(500))
+    assert max(sum(tokens[i] for i in each) for each in packs) <= 2048
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_under_two_percent_padding_on_mixed_clips(seed):
-    tokens = np.exp(np.random.default_rng(seed).uniform(np.log(6), np.log(900), 1024)).astype(int).tolist()
-    assert pack_greedily(tokens, 3072).padding < 0.02
+    tokens = mixed(seed, 5120)  # a round of the shipped config
+    assert padding(pack_in_chunks(tokens, 3072), tokens, 3072) < 0.02
+
+
+def test_chunks_keep_packs_mixed():
+    """Longest first over everything would leave many packs without a short clip."""
+    tokens = mixed(0, 5120)
+
+    def with_images(packs: list[tuple[int, ...]]) -> float:
+        return float(np.mean([min(tokens[i] for i in pack) < 20 for pack in packs]))
+
+    assert with_images(pack_in_chunks(tokens, 3072, chunk=512)) > 1.2 * with_images(pack_greedily(tokens, 3072))
+
+
+def test_padding_is_what_stays_empty():
+    assert padding([(0,), (1, 2)], [60, 50, 30], 100) == pytest.approx(0.3)
+    assert padding([(0,)], [500], 100) == 0
+    assert padding([], [], 100) == 0
 
 
 def test_a_clip_above_the_budget_has_a_pack_of_its_own():
-    packed = pack_greedily([10, 5000, 20], 100)
-    assert (1,) in packed.packs
-    assert len(packed.packs) == 2
+    packs = pack_greedily([10, 5000, 20], 100)
+    assert (1,) in packs
+    assert len(packs) == 2
 
 
 def test_nothing_to_pack():
-    assert pack_greedily([], 100).packs == ()
+    assert pack_greedily([], 100) == pack_in_chunks([], 100) == []

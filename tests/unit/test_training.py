@@ -85,29 +85,102 @@ def test_the_transformer_learns(trained, tmp_path):
     assert np.mean([line.loss for line in log[-3:]]) < 0.9 * log[0].loss
 
 
-def final_weights(folder):
-    state = torch.load(folder / "checkpoint.pt", weights_only=True)
-    return {
-        f"{part}.{name}": tensor for part, module in state["modules"].items() for name, tensor in module.items()
-    }, state
+def silent(*_):
+    pass
+
+
+def leaves(state, path=""):
+    """Every value of a checkpoint with its place: weights, average, optimisers, data and step."""
+    if isinstance(state, dict | list | tuple):
+        for key, value in state.items() if isinstance(state, dict) else enumerate(state):
+            yield from leaves(value, f"{path}/{key}")
+    else:
+        yield path, state
+
+
+def assert_same_checkpoint(found, expected):
+    first, second = (
+        dict(leaves(torch.load(folder / "checkpoint.pt", weights_only=True))) for folder in (found, expected)
+    )
+    assert first.keys() == second.keys()
+    assert any(path.startswith("/ema/shadow") for path in first) and any("momentum" in path for path in first)
+    for path, value in first.items():
+        same = torch.equal(value, second[path]) if isinstance(value, torch.Tensor) else value == second[path]
+        assert same, path
 
 
 def test_resumed_is_bit_for_bit_the_run_that_was_not_stopped(trained, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    dit.train(dit_config(trained[0], whole, steps=14), resume=False, report=lambda line: None)
-    dit.train(dit_config(trained[0], parts, steps=6), resume=False, report=lambda line: None)
-    dit.train(dit_config(trained[0], parts, steps=14), resume=True, report=lambda line: None)
-    expected, state = final_weights(whole)
-    found, _ = final_weights(parts)
-    assert state["data"]["round"] >= 1  # the comparison covers a change of the data window
-    assert expected.keys() == found.keys()
-    for name, tensor in expected.items():
-        assert torch.equal(tensor, found[name]), name
+    dit.train(dit_config(trained[0], whole, steps=14), resume=False, report=silent)
+    dit.train(dit_config(trained[0], parts, steps=6), resume=False, report=silent)
+    dit.train(dit_config(trained[0], parts, steps=14), resume=True, report=silent)
+    state = torch.load(whole / "checkpoint.pt", weights_only=True)
+    assert state["data"][0]["round"] >= 1  # the comparison covers a change of the data window
+    assert_same_checkpoint(parts, whole)
+
+
+def train_in_processes(rank, folder, runs):
+    """One of two processes that train the runs (config, resume), one after the other."""
+    torch.set_num_threads(1)
+    dit.sample_sheet = silent
+    for number, (config, resume) in enumerate(runs):
+        meeting = f"file://{folder}/meet-{number}"
+        torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+        dit.train(config, resume=resume, report=silent)
+
+
+def test_two_processes_resume_bit_for_bit(trained, tmp_path, monkeypatch):
+    """Each has data of its own, and is at another place of it."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    whole, parts = (dit_config(trained[0], tmp_path / name, steps=9) for name in ("whole", "parts"))
+    first = dit_config(trained[0], tmp_path / "parts", steps=5)
+    runs = [(whole, False), (first, False), (parts, True)]
+    torch.multiprocessing.spawn(train_in_processes, (str(tmp_path), runs), nprocs=2)
+    state = torch.load(tmp_path / "whole" / "checkpoint.pt", weights_only=True)
+    assert len(state["data"]) == 2
+    assert_same_checkpoint(tmp_path / "parts", tmp_path / "whole")
+    monkeypatch.delenv("WORLD_SIZE")
+    with pytest.raises(CheckpointError, match="was written by 2 processes, not 1"):
+        dit.train(parts, resume=True, report=silent)
+
+
+def test_a_run_is_not_overwritten(trained, tmp_path):
+    config = dit_config(trained[0], tmp_path / "run", steps=1)
+    dit.train(config, resume=False, report=silent)
+    with pytest.raises(CheckpointError, match="holds a run already; pass --resume"):
+        dit.train(config, resume=False, report=silent)
+
+
+def test_a_checkpoint_of_something_else_is_refused(trained, tmp_path):
+    out = tmp_path / "run"
+    config = dit_config(trained[0], out, steps=1)
+    dit.train(config, resume=False, report=silent)
+    without = dataclasses.replace(config, optim=OptimConfig(adam_lr=3e-3))
+    with pytest.raises(CheckpointError, match="was trained with Muon"):
+        dit.train(without, resume=True, report=silent)
+    (out / "checkpoint.pt").write_bytes((trained[0] / "checkpoint.pt").read_bytes())
+    with pytest.raises(CheckpointError, match="is not of this config's architecture"):
+        dit.train(config, resume=True, report=silent)
+    (out / "checkpoint.pt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt: cannot be read"):
+        dit.train(config, resume=True, report=silent)
+
+
+def test_a_cached_shard_of_other_settings_is_made_anew(trained, tmp_path):
+    config = dit_config(trained[0], tmp_path / "run")
+
+    def shapes(config):
+        return [example.latents.shape for example in dit.prepare(config)[2].shards.load(0)]
+
+    first = shapes(config)
+    assert shapes(config) == first
+    images = dataclasses.replace(config, phase=(dataclasses.replace(PHASE, images=1.0),))
+    assert {shape[1] for shape in shapes(images)} == {1} != {shape[1] for shape in first}
 
 
 def test_nothing_to_resume(trained, tmp_path):
     with pytest.raises(CheckpointError, match=r"has no checkpoint\.pt to resume"):
-        dit.train(dit_config(trained[0], tmp_path / "none"), resume=True, report=lambda line: None)
+        dit.train(dit_config(trained[0], tmp_path / "none"), resume=True, report=silent)
 
 
 def test_levels_are_logit_normal_and_shifted():

@@ -236,7 +236,8 @@ class WanDiT(nn.Module):
 
     def embed_timesteps(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Timesteps (U,) in 0..1000 to the head's levels (U, D) and the blocks' levels (U, 6, D), float32."""
-        e = in_float32(self.time_embedding, timestep_embedding(timesteps, self.config.freq_dim))  # (U, D)
+        sinusoids = timestep_embedding(timesteps.cpu(), self.config.freq_dim)  # in float64, which not every device has
+        e = in_float32(self.time_embedding, sinusoids.to(self.patch_embedding.weight.device))  # (U, D)
         return e, in_float32(self.time_projection, e).unflatten(1, (6, -1))  # (U, D), (U, 6, D)
 
     def forward(
@@ -260,7 +261,7 @@ class WanDiT(nn.Module):
         patches = pack_tokens([patchify(latent, config.patch) for latent in latents], pack)  # (N, C p q r)
         x = F.linear(patches.to(product_dtype(weight)), weight.flatten(1), self.patch_embedding.bias).float()  # (N, D)
 
-        e, levels = self.embed_timesteps(pack.timesteps.to(device))  # (U, D), (U, 6, D)
+        e, levels = self.embed_timesteps(pack.timesteps)  # (U, D), (U, 6, D)
         prompt = torch.tensor([text_index[clip] for clip in pack.order], device=device)  # (clips,)
         for block, keys, values in zip(self.blocks, text.keys, text.values, strict=True):
             x = block(x, levels, pack, keys.index_select(0, prompt), values.index_select(0, prompt), text.bias)
