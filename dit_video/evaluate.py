@@ -97,7 +97,8 @@ def evaluate(
 ) -> tuple[list[Answer], list[np.ndarray]]:
     """The answer to every question, and the frames (SHEET_FRAMES, H, W, 3) of the first SHEET_CLIPS clips.
 
-    Clips are sampled in packs; which pack a clip is in does not change it. `stages` should keep its stages loaded.
+    Clips are sampled in packs; which pack a clip is in changes it by rounding only. `stages` should keep its stages
+    loaded.
     """
     grid = stages.checkpoint.grid
     tokens = math.prod(grid.tokens(grid.latent(shape)))

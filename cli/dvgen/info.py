@@ -3,16 +3,13 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from dit_video.checkpoints.files import find_checkpoint
 from dit_video.errors import MediaError
 from dvgen import console
-
-if TYPE_CHECKING:
-    pass
 
 
 def info(

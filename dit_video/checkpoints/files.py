@@ -80,7 +80,7 @@ def find_checkpoint(name: str | Path | None = None) -> Path:
     """
     name = "default" if name is None else name
     if not str(name).strip() or str(name) == ".":
-        raise CheckpointError(f"--model {str(name)!r}: must be 'default' or the path of a diffusers folder.")
+        raise CheckpointError(f"model {str(name)!r}: must be 'default' or the path of a diffusers folder.")
     shipped = [_PACKAGE / "_weights" / name, _PACKAGE.parent / "weights" / name]
     places = shipped if str(name) == "default" else [Path(name), *shipped]
     for place in places:
@@ -92,8 +92,8 @@ def find_checkpoint(name: str | Path | None = None) -> Path:
             "diffusers folder."
         )
     if Path(name).exists():
-        raise CheckpointError(f"{name}: holds no model_index.json; --model must be 'default' or a diffusers folder.")
-    raise CheckpointError(f"{name}: there is no such folder; --model must be 'default' or a diffusers folder.")
+        raise CheckpointError(f"{name}: holds no model_index.json; a model is 'default' or a diffusers folder.")
+    raise CheckpointError(f"{name}: there is no such file or folder; a model is 'default' or a diffusers folder.")
 
 
 def read_json(file: Path) -> dict[str, Any]:

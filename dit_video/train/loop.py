@@ -108,7 +108,9 @@ class Run:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise CheckpointError(f"{path}: cannot be read ({(str(error) or 'it is empty').splitlines()[0]}).") from None
+            raise CheckpointError(
+                f"{path}: cannot be read ({(str(error) or 'it is empty').splitlines()[0]})."
+            ) from None
         if len(state["data"]) != self.world:
             raise CheckpointError(
                 f"{path}: was written by {len(state['data'])} processes, not {self.world}; resume with as many "

@@ -28,7 +28,7 @@ def principal(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def set_linear(conv: nn.Module, matrix: Tensor, bias: Tensor) -> None:
-    """Make a causal convolution compute matrix @ x + bias: the newest, central tap carries it, the others start near
+    """Make a causal convolution compute matrix @ x + bias: the newest, central tap carries it, the others start at
     zero.
     """
     assert isinstance(conv, CausalConv3d)

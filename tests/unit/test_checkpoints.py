@@ -353,7 +353,7 @@ def test_path_comes_before_a_shipped_name(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_missing_checkpoints_are_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"none: there is no such folder; --model must be"):
+    with pytest.raises(CheckpointError, match=r"none: there is no such file or folder; a model is"):
         find_checkpoint(tmp_path / "none")
-    with pytest.raises(CheckpointError, match=r"holds no model_index\.json; --model must be"):
+    with pytest.raises(CheckpointError, match=r"holds no model_index\.json; a model is"):
         find_checkpoint(tmp_path)

@@ -116,6 +116,8 @@ def config_from_diffusers(fields: Mapping[str, Any]) -> DiTConfig:
         )
     except KeyError as missing:
         raise CheckpointError(f"the transformer's config.json lacks {missing}, which a Wan DiT must have.") from None
+    except (TypeError, ValueError, AssertionError) as error:
+        raise CheckpointError(f"the transformer's config.json does not describe a Wan DiT ({error}).") from None
 
 
 def config_to_diffusers(config: DiTConfig) -> dict[str, Any]:

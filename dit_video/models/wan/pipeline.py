@@ -48,8 +48,8 @@ SCHEDULERS = {  # diffusers' class -> our solver and the field that holds the sh
 _FLOAT32 = ("time_embedding.", "time_projection.", "head.", "modulation", "norm")
 _WEIGHTS = "diffusion_pytorch_model"
 
-_NUMBER = ((int, float), "a number")
-_COUNT = (int, "a whole number")
+_NUMBER = ((int, float), "a number above 0")
+_COUNT = (int, "a whole number above 0")
 _WORDS = (str, "a string")
 _DVGEN_JSON: dict[str, tuple[Any, str]] = {  # key -> its type, and the type in words
     "size": (str, 'a string such as "640x360"'),
@@ -204,7 +204,10 @@ def _defaults(path: Path, variant: str) -> tuple[Defaults, dict[str, list[str]]]
     ours = read_json(path / "dvgen.json") if (path / "dvgen.json").is_file() else {}
     if name in SCHEDULERS:
         solver, shift = SCHEDULERS[name]
-        defaults = replace(defaults, solver=solver, shift=float(scheduler.get(shift) or 1.0))
+        value = scheduler.get(shift) or 1.0
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+            raise CheckpointError(f"{path}: the scheduler's {shift} is {value!r}; it must be a number above 0.")
+        defaults = replace(defaults, solver=solver, shift=float(value))
     elif not {"solver", "shift"} <= ours.keys():
         known = ", ".join(SCHEDULERS)
         raise CheckpointError(f"{path}: the scheduler {name!r} is not supported; it must be one of {known}.")
@@ -218,7 +221,10 @@ def _overridden(defaults: Defaults, ours: Mapping[str, Any], file: Path) -> Defa
         if key not in _DVGEN_JSON:
             raise CheckpointError(f"{file}: unknown key {key!r}; the known ones are {', '.join(_DVGEN_JSON)}.")
         kind, rule = _DVGEN_JSON[key]
-        if not isinstance(value, kind) or (key == "guidance" and not _is_guidance(value)):
+        wrong = (
+            isinstance(value, bool) or not isinstance(value, kind) or (key == "guidance" and not _is_guidance(value))
+        )
+        if wrong or (kind in (_COUNT[0], _NUMBER[0]) and not value > 0):
             raise CheckpointError(f"{file}: {key} is {value!r}; it must be {rule}.")
     if "size" in values:
         try:

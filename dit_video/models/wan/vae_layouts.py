@@ -109,22 +109,29 @@ def from_diffusers_config(raw: Mapping[str, Any]) -> VAEConfig:
     if unknown:
         raise CheckpointError(f"vae/config.json: unknown field {unknown[0]!r}; the known ones are {', '.join(known)}.")
     full = {**known, **{key: value for key, value in raw.items() if not key.startswith("_")}}
-    config = VAEConfig(
-        dim=full["base_dim"],
-        decoder_dim=full["decoder_base_dim"] or full["base_dim"],
-        z_dim=full["z_dim"],
-        dim_mult=tuple(full["dim_mult"]),
-        num_res_blocks=full["num_res_blocks"],
-        temporal_downsample=tuple(full["temperal_downsample"]),
-        residual=full["is_residual"],
-        patch=full["patch_size"] or 1,
-        latents_mean=tuple(full["latents_mean"]),
-        latents_std=tuple(full["latents_std"]),
-    )
+    config = _vae_config(full)
     for key, value in diffusers_config(config).items():
         if key in raw and raw[key] != value and (raw[key], value) != (None, config.dim):
             raise CheckpointError(f"vae/config.json: {key} is {raw[key]}; for the rest of the file it must be {value}.")
     return config
+
+
+def _vae_config(full: Mapping[str, Any]) -> VAEConfig:
+    try:
+        return VAEConfig(
+            dim=full["base_dim"],
+            decoder_dim=full["decoder_base_dim"] or full["base_dim"],
+            z_dim=full["z_dim"],
+            dim_mult=tuple(full["dim_mult"]),
+            num_res_blocks=full["num_res_blocks"],
+            temporal_downsample=tuple(full["temperal_downsample"]),
+            residual=full["is_residual"],
+            patch=full["patch_size"] or 1,
+            latents_mean=tuple(full["latents_mean"]),
+            latents_std=tuple(full["latents_std"]),
+        )
+    except (TypeError, ValueError, AssertionError) as error:
+        raise CheckpointError(f"vae/config.json: does not describe a Wan VAE ({error}).") from None
 
 
 def diffusers_config(config: VAEConfig) -> dict[str, Any]:

@@ -1,0 +1,69 @@
+"""Files and folders are the old ones or the whole new ones, whatever goes wrong in between."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from dit_video import atomic
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path):
+    file = tmp_path / "a.txt"
+    file.write_text("old")
+    with pytest.raises(KeyboardInterrupt), atomic.replacing(file) as part:
+        part.write_text("half")
+        raise KeyboardInterrupt
+    assert file.read_text() == "old"
+    with atomic.replacing(file) as part:
+        part.write_text("new")
+    assert file.read_text() == "new" and os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_name_taken_meanwhile_is_not_overwritten(tmp_path: Path):
+    file = tmp_path / "a.mp4"
+    with atomic.placing(file, overwrite=False) as (part, placed):
+        part.write_text("ours")
+        file.write_text("theirs")
+        (tmp_path / "a-2.mp4").write_text("theirs too")
+    assert placed.path == tmp_path / "a-3.mp4" and placed.path.read_text() == "ours"
+    assert file.read_text() == "theirs" and len(os.listdir(tmp_path)) == 3
+
+
+def test_a_name_taken_meanwhile_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def no_links(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "link", no_links)
+    file = tmp_path / "a.mp4"
+    file.write_text("theirs")
+    with atomic.placing(file, overwrite=False) as (part, placed):
+        part.write_text("ours")
+    assert placed.path == tmp_path / "a-2.mp4" and sorted(os.listdir(tmp_path)) == ["a-2.mp4", "a.mp4"]
+
+
+def test_overwriting_is_meant(tmp_path: Path):
+    file = tmp_path / "a.mp4"
+    file.write_text("old")
+    with atomic.placing(file, overwrite=True) as (part, placed):
+        part.write_text("new")
+    assert placed.path == file and file.read_text() == "new" and os.listdir(tmp_path) == ["a.mp4"]
+
+
+def test_the_old_folder_comes_back_when_the_new_one_cannot_take_its_place(tmp_path: Path, monkeypatch):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "weights").write_text("old")
+    rename, calls = os.replace, []
+
+    def second_fails(source: Path, target: Path) -> None:
+        calls.append(target)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", second_fails)
+    with pytest.raises(KeyboardInterrupt), atomic.replacing_folder(folder) as part:
+        (part / "weights").write_text("new")
+    assert (folder / "weights").read_text() == "old" and os.listdir(tmp_path) == ["model"]
+    assert calls[1] == folder  # the new one was on its way
