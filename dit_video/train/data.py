@@ -16,13 +16,11 @@ from dit_video import atomic
 from dit_video.nn.pixels import to_video
 from dit_video.scenes.captions import caption
 from dit_video.scenes.render import boxes, render
-from dit_video.scenes.world import Scene, sample_scene
+from dit_video.scenes.world import MAX_ASPECT, MIN_ASPECT, Scene, sample_scene
 from dit_video.shapes import Grid, VideoShape
 from dit_video.train.config import PhaseConfig, parse_weighted_shape
 from dit_video.train.packing import pack_in_chunks
 
-# Aspect ratios from portrait phone to cinema.
-NARROWEST, WIDEST = 9 / 16, 21 / 9
 CAPTIONS_PER_CLIP = 4
 SCENES_VERSION = 1  # to be raised when scenes, captions or sampled shapes change, so that caches are made anew
 GROUP = 8  # clips of one shape that follow each other in a shard
@@ -47,7 +45,7 @@ def sample_shape(rng: np.random.Generator, phase: PhaseConfig) -> VideoShape:
         return shapes[np.searchsorted(np.cumsum(weights), rng.integers(sum(weights)), side="right")]
     low, high = phase.short_side
     short = math.exp(rng.uniform(math.log(low), math.log(high)))
-    ratio = math.exp(rng.uniform(math.log(NARROWEST), math.log(WIDEST)))
+    ratio = math.exp(rng.uniform(math.log(MIN_ASPECT), math.log(MAX_ASPECT)))
     width, height = (short * ratio, short) if ratio >= 1 else (short, short / ratio)
     frames = 1 if rng.random() < phase.images else int(rng.integers(phase.frames[0], phase.frames[1] + 1))
     shrink = min(1.0, math.sqrt(phase.max_pixels / (width * height * frames)))

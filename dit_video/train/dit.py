@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from dit_video.errors import CheckpointError
-from dit_video.flow.levels import flow_levels
 from dit_video.flow.loss import add_noise, flow_loss, sample_sigmas
-from dit_video.flow.solvers import SOLVERS
+from dit_video.generate import Clip, Settings, Stages, decode_frames, sample_latents
 from dit_video.machine import pick_device
 from dit_video.models.wan.dit import DiTConfig, WanDiT
+from dit_video.models.wan.pipeline import WanCheckpoint
 from dit_video.models.wan.vae import WanVAE
 from dit_video.nn import fusion
 from dit_video.scenes.captions import words
@@ -86,8 +86,6 @@ def build(config: DiTTrainConfig) -> Models:
         d_ff=arch.text_ffn,
     )
     if config.init_from:
-        from dit_video.models.wan.pipeline import WanCheckpoint
-
         checkpoint = WanCheckpoint.open(Path(config.init_from))
         if checkpoint.dit != dit.config:
             raise CheckpointError(f"{config.init_from}: its transformer is of another size than this config's [arch].")
@@ -127,7 +125,8 @@ def train(config: DiTTrainConfig, *, resume: bool, report: Reporter) -> Path:
 
     def snapshot(path: Path) -> None:
         export(models, folder / "model")
-        sample_sheet(models, path)
+        dtype = torch.bfloat16 if config.loop.bf16 else torch.float32
+        sample_sheet(folder / "model", path, device=torch.device(config.loop.device), dtype=dtype)
 
     fit(run, step, snapshot, report)
     distributed.stop()
@@ -238,56 +237,10 @@ def _object_weights(objects: Tensor, sigma: Tensor, weight: float) -> Tensor | N
     return 1 + (weight - 1) * fade * objects
 
 
-@torch.no_grad()
-def sample_prompts(
-    models: Models,
-    prompts: Sequence[str],
-    shape: VideoShape,
-    *,
-    steps: int = 16,
-    guidance: float = 4.0,
-    shift: float = 3.0,
-    seed: int = 0,
-) -> list[np.ndarray]:
-    """Frames (T, H, W, 3) uint8 for each prompt, all in one pack: the quick look of a training run."""
-    device = next(models.dit.parameters()).device
-    latent = models.grid.latent(shape)
-    embeds = embed_batch(models.text, [models.tokenizer.encode(text).ids for text in ("", *prompts)])
-    count = len(prompts)
-    x = torch.stack(
-        [
-            torch.randn(
-                (models.vae.config.z_dim, latent.frames, latent.height, latent.width),
-                generator=torch.Generator().manual_seed(seed + i),
-            )
-            for i in range(count)
-        ]
-    ).to(device)
-    with torch.autocast(device.type, torch.bfloat16):
-        text = models.dit.encode_text(embeds)
-
-        def denoise(x: Tensor, sigma: float, timestep: float) -> Tensor:
-            times = [torch.full((latent.frames,), timestep)] * (2 * count)
-            out = models.dit([*x, *x], times, text, [0] * count + list(range(1, count + 1)))
-            uncond, cond = torch.stack(out[:count]).float(), torch.stack(out[count:]).float()
-            return x - sigma * (uncond + guidance * (cond - uncond))
-
-        x = SOLVERS["euler"](denoise, x, flow_levels(steps, shift=shift, convention="release", solver="euler"))
-        decoded = [models.vae.decode(clip[None])[0].float() for clip in x]
-    return [
-        v.clamp(-1, 1)
-        .add(1)
-        .mul(127.5)
-        .round()
-        .byte()
-        .permute(1, 2, 3, 0)
-        .cpu()
-        .numpy()[: shape.num_frames, : shape.height, : shape.width]
-        for v in decoded
-    ]
-
-
-def sample_sheet(models: Models, path: Path) -> None:
-    """A picture of a few prompts at 192x128, 17 frames."""
-    clips = sample_prompts(models, SHEET_PROMPTS, VideoShape(num_frames=17, height=128, width=192))
-    save_sheet(path, [clip[::4] for clip in clips])
+def sample_sheet(model: Path, path: Path, *, device: torch.device, dtype: torch.dtype) -> None:
+    """A picture of a few prompts at 192x128, 17 frames, by the checkpoint in the folder `model`, each clip a row."""
+    stages = Stages(WanCheckpoint.open(model), dtype=dtype, device=device)
+    shape = VideoShape(num_frames=17, height=128, width=192)
+    clips = [Clip(prompt=prompt, shape=shape, seed=seed) for seed, prompt in enumerate(SHEET_PROMPTS)]
+    latents = sample_latents(stages, clips, Settings(steps=16, shift=3.0, guidance=(4.0,)))
+    save_sheet(path, [np.stack(list(decode_frames(stages.vae, each, shape)))[::4] for each in latents])

@@ -21,17 +21,25 @@ from dit_video.train.config import (
     PhaseConfig,
 )
 from dit_video.train.optim import EMA, orthogonalise
+from dit_video.video.io import probe
 
 PHASE = PhaseConfig(images=0.5, short_side=(32, 48), frames=(5, 9))
 LOOP = LoopConfig(steps=40, warmup=4, log_every=5, ema=0.9, threads=1, sheet_minutes=1e9)
 ARCH = AutoencoderArch(dim=8, decoder_dim=8, z_dim=8, patch=4, dim_mult=(1, 2, 2), temporal_downsample=(True, True))
 
 
+REAL_SHEET = dit.sample_sheet
+
+
+def silent(*_, **__):
+    pass
+
+
 @pytest.fixture(autouse=True, scope="module")
 def no_sheets():
     patch = pytest.MonkeyPatch()
     patch.setattr(autoencoder, "reconstruction_sheet", lambda vae, path: None)
-    patch.setattr(dit, "sample_sheet", lambda models, path: None)
+    patch.setattr(dit, "sample_sheet", silent)
     patch.setattr(autoencoder, "STATISTICS_CLIPS", 8)
     yield
     patch.undo()
@@ -83,10 +91,6 @@ def test_the_transformer_learns(trained, tmp_path):
     log = []
     dit.train(dit_config(trained[0], tmp_path / "dit", steps=60), resume=False, report=log.append)
     assert np.mean([line.loss for line in log[-3:]]) < 0.9 * log[0].loss
-
-
-def silent(*_):
-    pass
 
 
 def leaves(state, path=""):
@@ -142,6 +146,15 @@ def test_two_processes_resume_bit_for_bit(trained, tmp_path, monkeypatch):
     monkeypatch.delenv("WORLD_SIZE")
     with pytest.raises(CheckpointError, match="was written by 2 processes, not 1"):
         dit.train(parts, resume=True, report=silent)
+
+
+def test_the_exported_model_draws_the_sheet(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(dit, "SHEET_PROMPTS", ("a red ball moving right", "a blue square"))
+    dit.train(dit_config(trained[0], tmp_path / "run", steps=1), resume=False, report=silent)
+    sheet = tmp_path / "sheet.png"
+    REAL_SHEET(tmp_path / "run" / "model", sheet, device=torch.device("cpu"), dtype=torch.float32)
+    found = probe(sheet)
+    assert (found.width, found.height) == (5 * (192 + 4), 2 * (128 + 4))
 
 
 def test_a_run_is_not_overwritten(trained, tmp_path):
