@@ -75,7 +75,6 @@ class WanCheckpoint(DescribedModel):
 
     path: Path
     variant: str
-    text_dim: int
     expand_timesteps: bool = False
     knows: Mapping[str, list[str]] = field(default_factory=dict)
     family: str = "wan"
@@ -116,7 +115,6 @@ class WanCheckpoint(DescribedModel):
             variant=variant,
             dit=dit,
             vae=vae,
-            text_dim=text_dim,
             components={part: summarize(_headers(path, part).values()) for part in (*experts, "vae", "text_encoder")},
             defaults=defaults,
             boundary=boundary,
