@@ -91,6 +91,7 @@ def build(config: DiTTrainConfig) -> Models:
             raise CheckpointError(f"{config.init_from}: its transformer is of another size than this config's [arch].")
         dit.load_state_dict(checkpoint.load_dit(dtype=torch.float32, device="cpu").state_dict())
         text.load_state_dict(checkpoint.load_text(dtype=torch.float32, device="cpu").module.state_dict())
+    dit.hold_padding_out()
     device = config.loop.device
     return Models(
         dit.to(device),

@@ -129,6 +129,29 @@ class CrossAttention(Attention):
         keys = self.norm_k(self.k(text).flatten(0, 1)).to(text.dtype)  # (P S, D)
         return self.heads(keys.view_as(text)), self.heads(self.v(text))
 
+    @torch.no_grad()
+    def init_guards(self) -> None:
+        """Start deaf to padding: see `WanDiT.init_weights`."""
+        guards = self._guards()
+        self.q.weight[guards], self.q.bias[guards], self.norm_q.weight[guards] = 0, 10, 30
+        self.k.weight[guards], self.k.bias[:] = 0, 0
+        self.k.bias[guards] = -0.05
+
+    def hold_guards(self) -> None:
+        """Keep the guards as they are while the rest is trained."""
+        keep = torch.ones_like(self.q.bias)
+        keep[self._guards()] = 0
+        for layer in (self.q, self.k):
+            layer.weight.register_hook(lambda grad: grad * keep.to(grad).unsqueeze(1))
+        for vector in (self.q.bias, self.norm_q.weight, self.norm_k.weight):
+            vector.register_hook(lambda grad: grad * keep.to(grad))
+        self.k.bias.register_hook(torch.zeros_like)
+
+    def _guards(self) -> slice:
+        """The last channel of every head."""
+        head_dim = len(self.q.bias) // self.num_heads
+        return slice(head_dim - 1, None, head_dim)
+
     def forward(self, x: Tensor, pack: Pack, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
         """(N, D) to (N, D), with keys and values (clips, S, H, E) in the pack's order and bias (S,)."""
         clips, rows = keys.shape[:2]
@@ -168,13 +191,11 @@ class Block(nn.Module):
             return x
         return F.layer_norm(x, x.shape[-1:], self.norm3.weight.float(), self.norm3.bias.float(), self.eps)
 
-    def init_identity(self, generator: torch.Generator | None) -> None:
-        """Start as the identity, with cross-attention that hears the words (see WanDiT.init_weights)."""
+    def init_identity(self) -> None:
+        """Start as the identity, with cross-attention that is deaf to padding."""
         nn.init.zeros_(self.modulation)
         nn.init.zeros_(self.cross_attn.o.weight)  # cross-attention has no gate
-        signs = torch.randint(0, 2, self.cross_attn.q.bias.shape, generator=generator) * 2.0 - 1.0
-        self.cross_attn.q.bias.copy_(signs)
-        self.cross_attn.k.bias.copy_(-0.1 * signs)
+        self.cross_attn.init_guards()
 
 
 class Head(nn.Module):
@@ -269,13 +290,23 @@ class WanDiT(nn.Module):
         clips = unpack_tokens(self.head(x, e, pack), pack)  # (n_i, p q r C) each
         return [unpatchify(tokens, grid, config.patch) for tokens, grid in zip(clips, grids, strict=True)]
 
+    def hold_padding_out(self) -> None:
+        """Keep cross-attention deaf to padding while the rest is trained: of weights that began with `init_weights`."""
+        for layer in self.text_embedding:
+            if isinstance(layer, nn.Linear):
+                layer.bias.register_hook(torch.zeros_like)
+        for block in self.blocks:
+            cast(Block, block).cross_attn.hold_guards()
+
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Initialise for training from scratch: Xavier, and every block the identity (adaLN-Zero, arXiv 2212.09748).
 
-        Padding weighs as much as text_len - L words, which would drown the words at first. The embedding of a zero
-        row is 0 here, so its key is the bias of k, and the biases of q and k point in opposite directions: after the
-        q/k norms the padding's logit starts near -0.7 sqrt(E), which cancels the logarithm of the count.
+        Padding weighs as much as text_len - L words: log(500) is 6.2, and a word's logit after the q/k norms is at most
+        sqrt(E), 8 for heads of 64, so that words could hardly be heard above it. Here one channel of every head guards
+        against it: queries have a large constant there, and keys a small negative one, which in a word's key is little
+        beside its other channels. The embedding of a zero row is 0, so the padding's key is nothing but those
+        constants, which the norm of k makes large: its logit is -10 or less. `hold_padding_out` keeps it so.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -291,6 +322,6 @@ class WanDiT(nn.Module):
         for parameter in self.time_projection.parameters():
             nn.init.zeros_(parameter)  # with zero modulation: shift, scale and gate are 0 at every level
         for block in self.blocks:
-            cast(Block, block).init_identity(generator)
+            cast(Block, block).init_identity()
         nn.init.zeros_(self.head.modulation)
         nn.init.zeros_(self.head.head.weight)
