@@ -52,15 +52,16 @@ def evaluate(
     count = options.whole("--prompts", prompts, 1, MAX_PROMPTS)
     width, height = parse_size(size)
     shape = VideoShape(num_frames=options.frames(frames), height=height, width=width)
+    scale = options.given(guidance, options.guidance)
+    if scale and len(scale) > 1:
+        raise UsageError(f"--guidance {guidance}: eval takes one scale; the nearest is {scale[0]:g}.")
     overrides = {
         "steps": options.given(steps, options.steps),
         "solver": options.given(solver, options.solver),
         "shift": options.given(shift, options.shift),
-        "guidance": options.given(guidance, options.guidance),
+        "guidance": scale,
     }
     first_seed = options.whole("--seed", seed, 0, options.MAX_SEED - MAX_PROMPTS)
-    if overrides["guidance"] and len(overrides["guidance"]) > 1:
-        raise UsageError(f"--guidance {guidance}: eval takes one scale; the nearest is {overrides['guidance'][0]:g}.")
     if reconstruct and any(value is not None for value in overrides.values()):
         unused = next(name for name, value in overrides.items() if value is not None)
         raise UsageError(f"--reconstruct and --{unused}: only one of the two can be given; nothing is denoised.")
