@@ -72,11 +72,15 @@ class OptimConfig:
 
     adam_lr: float = 1e-3
     muon_lr: float = 0.0
+    text_lr: float = 2e-4
+    """AdamW's for the text encoder and the embedding of its output: at adam_lr words change faster than they can be
+    learnt.
+    """
     weight_decay: float = 0.0
     """Of the matrices that Muon updates."""
 
     def __post_init__(self) -> None:
-        for name in ("adam_lr", "muon_lr", "weight_decay"):
+        for name in ("adam_lr", "muon_lr", "text_lr", "weight_decay"):
             _at_least(name, getattr(self, name), 0)
         if self.weight_decay and not self.muon_lr:
             raise UsageError(f"weight_decay is {self.weight_decay:g}, but without Muon (muon_lr = 0) it must be 0.")

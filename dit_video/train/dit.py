@@ -155,12 +155,18 @@ def prepare(config: DiTTrainConfig, rank: int = 0, world: int = 1) -> tuple[Run,
     )
     stream = PackStream(shards, window=config.window, pack_tokens=config.pack_tokens, seed=(config.loop.seed, rank, 7))
     trained = [models.dit, models.text]
+    optim = config.optim
     run = Run(
         folder=Path(config.out),
         config=config.loop,
         modules={"dit": models.dit, "text": models.text},
         optimizers=build_optimizers(
-            trained, muon_lr=config.optim.muon_lr, adam_lr=config.optim.adam_lr, weight_decay=config.optim.weight_decay
+            trained,
+            muon_lr=optim.muon_lr,
+            adam_lr=optim.adam_lr,
+            weight_decay=optim.weight_decay,
+            text=[*models.text.parameters(), *models.dit.text_embedding.parameters()],
+            text_lr=optim.text_lr,
         ),
         ema=EMA(trained, decay=config.loop.ema),
         data=stream,

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,10 +92,16 @@ MUON_INSIDE = ("blocks.", "encoder.downsamples.", "encoder.middle.", "decoder.up
 
 
 def build_optimizers(
-    modules: Sequence[nn.Module], *, muon_lr: float, adam_lr: float, weight_decay: float
+    modules: Sequence[nn.Module],
+    *,
+    muon_lr: float,
+    adam_lr: float,
+    weight_decay: float,
+    text: Iterable[nn.Parameter] = (),
+    text_lr: float = 0.0,
 ) -> list[Optimizer]:
     """Muon (when muon_lr > 0) over the matrices of transformer blocks and the convolutions of an autoencoder, AdamW
-    over everything else.
+    over everything else: with `text_lr` over the parameters in `text`, which are also in `modules`.
     """
     named = [(name, p) for module in modules for name, p in module.named_parameters() if p.requires_grad]
     matrices = [
@@ -102,9 +109,12 @@ def build_optimizers(
         for name, p in named
         if muon_lr > 0 and name.startswith(MUON_INSIDE) and name.endswith("weight") and p.ndim >= 2
     ]
-    chosen = {id(p) for p in matrices}
-    others = [p for _, p in named if id(p) not in chosen]
-    adam = torch.optim.AdamW(others, lr=adam_lr, betas=(0.9, 0.98), eps=1e-10, weight_decay=0.0, fused=True)
+    slow = list(text)
+    chosen = {id(p) for p in (*matrices, *slow)}
+    groups: list[dict[str, Any]] = [{"params": [p for _, p in named if id(p) not in chosen], "lr": adam_lr}]
+    if slow:
+        groups.append({"params": slow, "lr": text_lr})
+    adam = torch.optim.AdamW(groups, lr=adam_lr, betas=(0.9, 0.98), eps=1e-10, weight_decay=0.0, fused=True)
     optimizers: list[Optimizer] = [Muon(matrices, lr=muon_lr, weight_decay=weight_decay), adam] if matrices else [adam]
     for optimizer in optimizers:
         for group in optimizer.param_groups:

@@ -20,7 +20,7 @@ from dit_video.train.config import (
     OptimConfig,
     PhaseConfig,
 )
-from dit_video.train.optim import EMA, orthogonalise
+from dit_video.train.optim import EMA, build_optimizers, orthogonalise
 from dit_video.video.io import probe
 
 PHASE = PhaseConfig(images=0.5, short_side=(32, 48), frames=(5, 9))
@@ -216,6 +216,24 @@ def test_orthogonalise_brings_singular_values_near_one():
     matrices = torch.randn(3, 24, 64, generator=torch.Generator().manual_seed(0))
     values = torch.linalg.svdvals(orthogonalise(matrices).float())
     assert float(values.min()) > 0.6 and float(values.max()) < 1.3
+
+
+def test_text_has_a_rate_of_its_own():
+    blocks = torch.nn.ModuleDict({"blocks": torch.nn.Linear(4, 4), "text_embedding": torch.nn.Linear(4, 4)})
+    encoder = torch.nn.Linear(4, 4)
+    text = [*encoder.parameters(), *blocks["text_embedding"].parameters()]
+    muon, adam = build_optimizers(
+        [blocks, encoder], muon_lr=0.02, adam_lr=2e-3, weight_decay=0.0, text=text, text_lr=2e-4
+    )
+    rates = {
+        id(p): group["initial_lr"]
+        for optimizer in (muon, adam)
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    assert [rates[id(p)] for p in text] == [2e-4] * 4
+    assert (rates[id(blocks["blocks"].weight)], rates[id(blocks["blocks"].bias)]) == (0.02, 2e-3)
+    assert len(rates) == 6
 
 
 def test_the_average_follows_and_swaps():
