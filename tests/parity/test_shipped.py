@@ -1,12 +1,14 @@
 """The checkpoint that ships opens in diffusers' WanPipeline and gives the same latents there."""
 
+import math
+
 import pytest
 import torch
 
 from dit_video.checkpoints.files import find_checkpoint
 from dit_video.generate import Clip, Settings, Stages, sample_latents
 from dit_video.models import open_checkpoint
-from dit_video.shapes import VideoShape
+from dit_video.shapes import MIN_TILE, VideoShape
 
 PROMPT = "a red ball moving right on a white background"
 BUDGET = 32_000_000
@@ -48,3 +50,12 @@ def test_diffusers_gives_the_same_latents(width, height, frames):
     stages = Stages(checkpoint, dtype=torch.float32, device=torch.device("cpu"))
     found = sample_latents(stages, [clip], settings)[0]
     assert float((found - expected).abs().max()) < 1e-3
+
+
+@torch.no_grad()
+def test_tiles_decode_as_the_whole_frame():
+    vae = open_checkpoint("default").load_vae(dtype=torch.float32)
+    latents = torch.randn(1, vae.config.z_dim, 2, 26, 38, generator=torch.Generator().manual_seed(0))
+    whole, tiled = (torch.cat(list(vae.decode_stream(latents, tile=tile)), dim=2) for tile in (None, MIN_TILE))
+    error = float((whole - tiled).square().mean())
+    assert error > 0 and 10 * math.log10(4 / error) > 60
