@@ -2,10 +2,11 @@
 
     python benchmarks/bench_vae_decode.py [--size 640x384] [--frames 49] [--threads 2] [--form unshuffle4|unshuffle2]
 
-Each side runs in processes of its own, in turn, `--rounds` times: diffusers in the environment as it is, dit_video in
-the one that the `dvgen` command sets (large tensors in huge pages), and diffusers once more with those huge pages, so
-that the part that they play can be seen. Prints the best wall and processor seconds of each, their ratios, and the
-largest difference between the results. Where other work shares the machine, the processor seconds are the steadier.
+Each side runs in processes of its own, in turn, `--rounds` times: diffusers in the environment as it is, dit_video with
+the settings of the `dvgen` command's process (dvgen/process.py: huge pages, freed memory kept), and diffusers once more
+with those settings, so that the part that they play can be seen. Prints the best wall and processor seconds of each,
+their ratios, and the largest difference between the results. Where other work shares the machine, the processor seconds
+are the steadier.
 """
 
 import argparse
@@ -18,16 +19,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ENVIRONMENT = {
-    "OMP_WAIT_POLICY": "passive",
-    "GOMP_SPINCOUNT": "0",
-}  # spinning threads are far slower on a shared machine
-HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
-SIDES = {
-    "diffusers": ("diffusers", {}),
-    "diffusers, huge pages": ("diffusers", HUGE_PAGES),
-    "ours, frame by frame": ("stream", HUGE_PAGES),
-    "ours, whole clip": ("whole", HUGE_PAGES),
+from dvgen import process
+
+PASSIVE = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}  # spinning is far slower on a shared machine
+SIDES = {  # what runs, and whether with the settings of the command's process
+    "diffusers": ("diffusers", False),
+    "diffusers, our process": ("diffusers", True),
+    "ours, frame by frame": ("stream", True),
+    "ours, whole clip": ("whole", True),
 }
 FORMS: dict[str, dict[str, Any]] = {
     "unshuffle4": {"dim": 32, "z_dim": 32, "dim_mult": (1, 2, 2), "temporal_downsample": (True, True), "patch": 4},
@@ -37,6 +36,8 @@ FORMS: dict[str, dict[str, Any]] = {
 
 def measure(options: argparse.Namespace) -> None:
     """One side, in this process: prints wall and processor seconds of the second of two runs; saves what came out."""
+    if options.prepare:
+        process.prepare()
     import torch
     from diffusers import AutoencoderKLWan
 
@@ -82,6 +83,7 @@ def main() -> None:
     parser.add_argument("--form", choices=FORMS, default="unshuffle4")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--side", help=argparse.SUPPRESS)
+    parser.add_argument("--prepare", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--save", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
@@ -95,9 +97,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder) / f"{i}.pt" for i, name in enumerate(SIDES)}
         for _ in range(options.rounds):
-            for name, (side, extra) in SIDES.items():
+            for name, (side, prepare) in SIDES.items():
                 command = [sys.executable, __file__, *sys.argv[1:], "--side", side, "--save", str(files[name])]
-                environment = {**os.environ, **ENVIRONMENT, **extra}
+                command += ["--prepare"] if prepare else []
+                environment = {**os.environ, **PASSIVE}
                 done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
                 wall, cpu = (float(part) for part in done.stdout.split())
                 before = best.get(name, (wall, cpu))

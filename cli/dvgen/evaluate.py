@@ -1,6 +1,7 @@
 """`dvgen eval`: how often a model shows what its prompt says."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,9 @@ from dit_video.shapes import VideoShape, parse_size
 from dvgen import console, options
 
 if TYPE_CHECKING:
+    from numpy import ndarray
+
+    from dit_video.evaluate import Answer
     from dit_video.generate import Settings
     from dit_video.models.wan.defaults import Defaults
 
@@ -23,6 +27,21 @@ Text = str | None
 
 def _option(names: str, metavar: str | None, text: str) -> Any:
     return typer.Option(*names.split(), metavar=metavar or "", help=text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A checked command line; `overrides` holds the settings that were given, by their names in `Settings`."""
+
+    model: str
+    count: int
+    split: str
+    shape: VideoShape
+    first_seed: int
+    overrides: dict[str, Any]
+    reconstruct: bool
+    dtype: str
+    device: str
 
 
 def evaluate(
@@ -49,55 +68,33 @@ def evaluate(
     quiet: Annotated[bool, _option("--quiet -q", None, "Print errors and the table only.")] = False,
 ) -> None:
     """Sample fixed prompts and score them with the detector; what it cannot tell counts as wrong."""
-    count = options.whole("--prompts", prompts, 1, MAX_PROMPTS)
-    width, height = parse_size(size)
-    shape = VideoShape(num_frames=options.frames(frames), height=height, width=width)
-    scale = options.given(guidance, options.guidance)
-    if scale and len(scale) > 1:
-        raise UsageError(f"--guidance {guidance}: eval takes one scale; the nearest is {scale[0]:g}.")
-    overrides = {
+    wanted = {
         "steps": options.given(steps, options.steps),
         "solver": options.given(solver, options.solver),
         "shift": options.given(shift, options.shift),
-        "guidance": scale,
+        "guidance": options.given(guidance, options.guidance),
     }
-    first_seed = options.whole("--seed", seed, 0, options.MAX_SEED - MAX_PROMPTS)
-    if reconstruct and any(value is not None for value in overrides.values()):
-        unused = next(name for name, value in overrides.items() if value is not None)
-        raise UsageError(f"--reconstruct and --{unused}: only one of the two can be given; nothing is denoised.")
-    options.choice("--split", split, SPLITS)
-    options.choice("--dtype", dtype, options.DTYPES)
-    options.choice("--device", device, options.DEVICES)
+    width, height = parse_size(size)
+    request = Request(
+        model=model,
+        count=options.whole("--prompts", prompts, 1, MAX_PROMPTS),
+        split=options.choice("--split", split, SPLITS),
+        shape=VideoShape(num_frames=options.frames(frames), height=height, width=width),
+        first_seed=options.whole("--seed", seed, 0, options.MAX_SEED - MAX_PROMPTS),
+        overrides={name: value for name, value in wanted.items() if value is not None},
+        reconstruct=reconstruct,
+        dtype=options.choice("--dtype", dtype, options.DTYPES),
+        device=options.choice("--device", device, options.DEVICES),
+    )
+    _check(request)
     for option, path, suffix in (("--json", as_json, ".json"), ("--sheet", sheet, ".png")):
         if path:
             options.check_file(option, path, (suffix,), overwrite=overwrite)
-    find_checkpoint(model)
 
     from dit_video import evaluate as evaluation
-    from dit_video.generate import Stages, explained_memory
-    from dit_video.machine import available_memory, pick_device, pick_dtype
-    from dit_video.models import open_checkpoint
-    from dit_video.plan import check_memory
 
-    checkpoint = open_checkpoint(model)
-    place = pick_device(device)
-    kind = pick_dtype(dtype, place)
-    check_memory(checkpoint, shape, itemsize=kind.itemsize, available=available_memory(place))
-    with console.Speaker(quiet=quiet) as speaker, explained_memory(shape):
-        stages = Stages(checkpoint, dtype=kind, device=place, keep=True, note=speaker.note)
-        questions = evaluation.fixed_questions(count, shape, split=split, first_seed=first_seed)
-        if reconstruct:
-            answers, strips = evaluation.reconstruct(stages, questions, shape, progress=speaker.progress)
-        else:
-            settings = _settings(checkpoint.defaults, overrides)
-            answers, strips = evaluation.evaluate(
-                stages,
-                questions,
-                shape,
-                settings,
-                negative=checkpoint.defaults.negative,
-                progress=speaker.progress,
-            )
+    with console.Speaker(quiet=quiet) as speaker:
+        answers, strips = _answer(request, speaker)
     if as_json:
         with replacing(as_json) as part:
             part.write_text(json.dumps(evaluation.report(answers), indent=1) + "\n")
@@ -106,8 +103,42 @@ def evaluate(
     console.result(evaluation.table(answers))
 
 
-def _settings(defaults: "Defaults", overrides: dict) -> "Settings":
+def _check(request: Request) -> None:
+    """Refuses what can be refused before torch is imported."""
+    scales = request.overrides.get("guidance", ())
+    if len(scales) > 1:
+        given = ",".join(f"{scale:g}" for scale in scales)
+        raise UsageError(f"--guidance {given}: eval takes one scale; the nearest is {scales[0]:g}.")
+    if request.reconstruct and request.overrides:
+        unused = next(iter(request.overrides))
+        raise UsageError(f"--reconstruct and --{unused}: only one of the two can be given; nothing is denoised.")
+    find_checkpoint(request.model)
+
+
+def _answer(request: Request, speaker: console.Speaker) -> "tuple[list[Answer], list[ndarray]]":
+    """The answers to all questions, and the frames of the first clips."""
+    from dit_video import evaluate as evaluation
+    from dit_video.generate import Stages, explained_memory
+    from dit_video.machine import available_memory, pick_device, pick_dtype
+    from dit_video.models import open_checkpoint
+    from dit_video.plan import check_memory
+
+    checkpoint, shape = open_checkpoint(request.model), request.shape
+    device = pick_device(request.device)
+    dtype = pick_dtype(request.dtype, device)
+    check_memory(checkpoint, shape, itemsize=dtype.itemsize, available=available_memory(device))
+    with explained_memory(shape):
+        stages = Stages(checkpoint, dtype=dtype, device=device, keep=True, note=speaker.note)
+        questions = evaluation.fixed_questions(request.count, shape, split=request.split, first_seed=request.first_seed)
+        if request.reconstruct:
+            return evaluation.reconstruct(stages, questions, shape, progress=speaker.progress)
+        settings = _settings(checkpoint.defaults, request.overrides)
+        negative = checkpoint.defaults.negative
+        return evaluation.evaluate(stages, questions, shape, settings, negative=negative, progress=speaker.progress)
+
+
+def _settings(defaults: "Defaults", overrides: dict[str, Any]) -> "Settings":
     from dit_video.generate import Settings
 
     values = {name: getattr(defaults, name) for name in ("steps", "solver", "sigmas", "shift", "guidance")}
-    return Settings(**values | {name: value for name, value in overrides.items() if value is not None})
+    return Settings(**values | overrides)

@@ -3,22 +3,17 @@
 Nothing heavy is imported when it starts: `--help` answers at once, and bad input is refused before torch loads.
 """
 
-import os
 import sys
 from typing import Annotated, Any
-
-# Waiting OpenMP threads must sleep, not spin: on a shared machine spinning made torch up to 20 times slower. OpenMP
-# reads these when torch is first imported, so they are set before any command runs.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("GOMP_SPINCOUNT", "0")
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # Linux: large tensors in huge pages; a third off the decoder's time
 
 import typer
 from typer.core import TyperGroup
 
 import dit_video
 from dit_video.errors import DvgenError
-from dvgen import console, evaluate, info, sample, scenes, train
+from dvgen import console, evaluate, info, process, sample, scenes, train
+
+process.prepare()  # none of these has imported torch
 
 # Click's class of wrong usage, wherever this version of Typer keeps Click.
 ClickUsageError: Any = typer.BadParameter.__mro__[1]

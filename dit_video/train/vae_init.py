@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dit_video.models.wan.vae import CausalConv3d, Decoder, Encoder, WanVAE, pixel_unshuffle
+from dit_video.models.wan.vae import Decoder, Encoder, WanVAE
+from dit_video.models.wan.vae_layers import CausalConv3d
+from dit_video.nn.resample import pixel_unshuffle
 
 RIDGE = 1e-5
 CONSTANT = 1.0  # of the constant channels, beside principal components of deviation 1 at most

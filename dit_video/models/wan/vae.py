@@ -2,24 +2,29 @@
 
 The first frame has a latent frame of its own; every further latent frame stands for four frames. Attribute names are
 the original release's (Wan-Video/Wan2.1 wan/modules/vae.py, Wan-Video/Wan2.2 wan/modules/vae2_2.py).
-
-    B batch; C channels; T frames; H W rows and columns of the tensor at hand. Clips are (B, C, T, H, W) in
-    `channels_last_3d` memory from the entrance to the exit, so that no layer copies them into another layout.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
-from math import prod
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dit_video.errors import DvgenError, UsageError
-from dit_video.nn.causal_conv import cat_time, causal_conv3d, clips, frames, stack_time, upsample_conv
-from dit_video.nn.resample import add_duplicated, average_down, pixel_shuffle, pixel_unshuffle
-from dit_video.nn.rms_silu import rms_norm
+from dit_video.models.wan.vae_layers import (
+    CausalConv3d,
+    DownBlock,
+    Downsample,
+    Memory,
+    UpBlock,
+    Upsample,
+    head_layers,
+    middle_blocks,
+    residual_blocks,
+    run_layers,
+)
+from dit_video.nn.resample import pixel_shuffle, pixel_unshuffle
 from dit_video.nn.tiling import windows
 
 
@@ -63,14 +68,6 @@ class VAEConfig:
         return 2 ** sum(self.temporal_downsample), space, space
 
 
-@dataclass
-class Memory:
-    """What a chunked pass carries from chunk to chunk: the last input frames of every layer that looks back."""
-
-    first: bool = True
-    frames: dict[nn.Module, Tensor] = field(default_factory=dict)
-
-
 @dataclass(frozen=True)
 class Tile:
     """A window of the frames: rows and columns in latents, weights (h, w) in pixels, and its own memory."""
@@ -79,198 +76,6 @@ class Tile:
     columns: slice
     weights: Tensor
     memory: Memory
-
-
-class RMSNorm(nn.Module):
-    """The scale of a norm over channels; a trailing (1, 1) in attention and (1, 1, 1) elsewhere are the release's."""
-
-    def __init__(self, *shape: int):
-        super().__init__()
-        self.gamma = nn.Parameter(torch.ones(shape))
-
-
-class Conv(nn.Module):
-    """The parameters of a convolution with any kernel, drawn as PyTorch draws them."""
-
-    def __init__(self, in_dim: int, out_dim: int, *kernel: int):
-        super().__init__()
-        bound = (in_dim * prod(kernel)) ** -0.5
-        self.weight = nn.Parameter(torch.empty(out_dim, in_dim, *kernel).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(out_dim).uniform_(-bound, bound))
-
-
-class CausalConv3d(Conv):
-    """A causal 3D convolution; with a `Memory` it continues where the last chunk ended."""
-
-    def forward(self, x: Tensor, memory: Memory | None = None, *, norm: RMSNorm | None = None) -> Tensor:
-        """x (B, C, T, H, W), normalised and put through SiLU first when a norm is given."""
-        back = self.weight.shape[2] - 1
-        past = memory.frames.get(self) if memory is not None else None
-        room = 0 if past is None and x.shape[2] == 1 else back  # a still image meets only the newest tap
-        if norm is not None:
-            x = rms_norm(x, norm.gamma.flatten(), silu=True, room=room)
-        elif room:
-            x = F.pad(x, (0, 0, 0, 0, room, 0))
-        if past is not None:
-            x[:, :, back - past.shape[2] : back] = past
-        if memory is not None and back:
-            memory.frames[self] = x[:, :, -back:].clone(memory_format=torch.channels_last_3d)
-        return causal_conv3d(x, self.weight[:, :, back - room :], self.bias)
-
-
-class Conv2d(Conv):
-    """A convolution of single frames."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return causal_conv3d(x, self.weight.unsqueeze(2), self.bias)
-
-
-class HalvingConv2d(Conv):
-    """A convolution of single frames that leaves half the rows and columns."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return causal_conv3d(x, self.weight.unsqueeze(2), self.bias, stride=(1, 2))
-
-
-class DoublingConv2d(Conv):
-    """A convolution of single frames after doubling their rows and columns."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return upsample_conv(x, self.weight, self.bias)
-
-
-class ResidualBlock(nn.Module):
-    """Two rounds of norm, SiLU and causal convolution beside a shortcut."""
-
-    def __init__(self, in_dim: int, out_dim: int):
-        super().__init__()
-        self.residual = nn.ModuleDict(  # the names are the release's; its 1 and 4 are SiLUs, its 5 a dropout
-            {
-                "0": RMSNorm(in_dim, 1, 1, 1),
-                "2": CausalConv3d(in_dim, out_dim, 3, 3, 3),
-                "3": RMSNorm(out_dim, 1, 1, 1),
-                "6": CausalConv3d(out_dim, out_dim, 3, 3, 3),
-            }
-        )
-        self.shortcut = CausalConv3d(in_dim, out_dim, 1, 1, 1) if in_dim != out_dim else nn.Identity()
-
-    def forward(self, x: Tensor, memory: Memory | None) -> Tensor:
-        norm_1, conv_1, norm_2, conv_2 = self.residual.values()
-        h = conv_2(conv_1(x, memory, norm=norm_1), memory, norm=norm_2)
-        shortcut = self.shortcut(x)
-        return h + shortcut if h.requires_grad else h.add_(shortcut)
-
-
-class AttentionBlock(nn.Module):
-    """Single-head self-attention among the pixels of each frame; it starts as the identity, as in the release."""
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.norm = RMSNorm(dim, 1, 1)
-        self.to_qkv = Conv2d(dim, dim * 3, 1, 1)
-        self.proj = Conv2d(dim, dim, 1, 1)
-        nn.init.zeros_(self.proj.weight)
-
-    def forward(self, x: Tensor, memory: Memory | None) -> Tensor:
-        images = frames(self.to_qkv(rms_norm(x, self.norm.gamma.flatten())))  # (B*T, 3C, H, W)
-        q, k, v = images.flatten(2).mT.unsqueeze(1).chunk(3, dim=-1)  # (B*T, 1, H*W, C) each
-        out = F.scaled_dot_product_attention(q, k, v)
-        out = out.squeeze(1).mT.unflatten(2, images.shape[2:])  # (B*T, C, H, W)
-        return x + self.proj(clips(out, x.shape[0]))
-
-
-class Downsample(nn.Module):
-    """Half the rows and columns; with `time`, also half the frames after the first."""
-
-    def __init__(self, dim: int, *, time: bool):
-        super().__init__()
-        self.resample = nn.ModuleDict({"1": HalvingConv2d(dim, dim, 3, 3)})
-        self.time_conv = CausalConv3d(dim, dim, 3, 1, 1) if time else None
-
-    def forward(self, x: Tensor, memory: Memory | None) -> Tensor:
-        x = self.resample["1"](x)  # (B, C, T, H/2, W/2)
-        if self.time_conv is None:
-            return x
-        if memory is None or memory.first:
-            seen, parts = x, [x[:, :, :1]]
-        else:
-            seen, parts = cat_time([memory.frames[self], x]), []
-        if memory is not None:
-            memory.frames[self] = x[:, :, -1:].clone(memory_format=torch.channels_last_3d)
-        if seen.shape[2] > 2:
-            parts.append(causal_conv3d(seen, self.time_conv.weight, self.time_conv.bias, stride=(2, 1)))
-        return cat_time(parts)
-
-
-class Upsample(nn.Module):
-    """Twice the rows and columns; with `time`, also twice the frames after the first."""
-
-    def __init__(self, dim: int, out_dim: int, *, time: bool):
-        super().__init__()
-        self.resample = nn.ModuleDict({"1": DoublingConv2d(dim, out_dim, 3, 3)})
-        self.time_conv = CausalConv3d(dim, dim * 2, 3, 1, 1) if time else None
-
-    def forward(self, x: Tensor, memory: Memory | None) -> Tensor:
-        if self.time_conv is not None:
-            x = _double_time(x, self.time_conv, memory)
-        return self.resample["1"](x)
-
-
-def _double_time(x: Tensor, time_conv: CausalConv3d, memory: Memory | None) -> Tensor:
-    """The first frame stays single and out of sight of `time_conv`, which makes two of every later frame."""
-    single = 1 if memory is None or memory.first else 0
-    first, rest = x.split([single, x.shape[2] - single], dim=2)
-    images = list(first.unbind(2))
-    if rest.shape[2]:
-        halves = time_conv(rest, memory).unflatten(1, (2, -1)).unbind(1)  # (B, C, T, H, W) each
-        images += [image for pair in zip(*(half.unbind(2) for half in halves), strict=True) for image in pair]
-    return stack_time(images)
-
-
-class DownBlock(nn.Module):
-    """2.2: residual blocks and a downsample beside a shortcut that averages neighbouring pixels."""
-
-    def __init__(self, in_dim: int, out_dim: int, num_res_blocks: int, *, down: bool, time: bool):
-        super().__init__()
-        self.out_dim, self.time, self.space = out_dim, 2 if time else 1, 2 if down else 1
-        blocks = _residual_blocks(in_dim, out_dim, num_res_blocks)
-        self.downsamples = nn.ModuleList(blocks + ([Downsample(out_dim, time=time)] if down else []))
-
-    def forward(self, x: Tensor, memory: Memory | None) -> Tensor:
-        shortcut = average_down(x, self.out_dim, self.time, self.space)
-        for layer in self.downsamples:
-            x = layer(x, memory)
-        return x + shortcut
-
-
-class UpBlock(nn.Module):
-    """2.2: residual blocks and an upsample beside a shortcut that duplicates pixels."""
-
-    def __init__(self, in_dim: int, out_dim: int, num_res_blocks: int, *, up: bool, time: bool):
-        super().__init__()
-        self.time, self.up = 2 if time else 1, up
-        blocks = _residual_blocks(in_dim, out_dim, num_res_blocks)
-        self.upsamples = nn.ModuleList(blocks + ([Upsample(out_dim, out_dim, time=time)] if up else []))
-
-    def forward(self, x: Tensor, memory: Memory | None) -> Tensor:
-        before = x
-        for layer in self.upsamples:
-            x = layer(x, memory)
-        if not self.up:
-            return x
-        return add_duplicated(x, before, self.time, first=memory is None or memory.first)
-
-
-def _residual_blocks(in_dim: int, out_dim: int, count: int) -> list[nn.Module]:
-    return [ResidualBlock(a, b) for a, b in pairwise([in_dim] + [out_dim] * count)]
-
-
-def _middle(dim: int) -> nn.ModuleList:
-    return nn.ModuleList([ResidualBlock(dim, dim), AttentionBlock(dim), ResidualBlock(dim, dim)])
-
-
-def _head(in_dim: int, out_dim: int) -> nn.ModuleDict:
-    return nn.ModuleDict({"0": RMSNorm(in_dim, 1, 1, 1), "2": CausalConv3d(in_dim, out_dim, 3, 3, 3)})
 
 
 class Encoder(nn.Module):
@@ -287,15 +92,15 @@ class Encoder(nn.Module):
             if config.residual:
                 layers.append(DownBlock(in_dim, out_dim, config.num_res_blocks, down=down, time=time))
                 continue
-            layers += _residual_blocks(in_dim, out_dim, config.num_res_blocks)
+            layers += residual_blocks(in_dim, out_dim, config.num_res_blocks)
             layers += [Downsample(out_dim, time=time)] if down else []
         self.downsamples = nn.ModuleList(layers)
-        self.middle = _middle(dims[-1])
-        self.head = _head(dims[-1], config.z_dim * 2)
+        self.middle = middle_blocks(dims[-1])
+        self.head = head_layers(dims[-1], config.z_dim * 2)
 
     def forward(self, x: Tensor, memory: Memory | None = None) -> Tensor:
         x = self.conv1(x, memory)
-        return _run((*self.downsamples, *self.middle), self.head, x, memory)
+        return run_layers((*self.downsamples, *self.middle), self.head, x, memory)
 
 
 class Decoder(nn.Module):
@@ -305,7 +110,7 @@ class Decoder(nn.Module):
         super().__init__()
         dims = [config.decoder_dim * mult for mult in (config.dim_mult[-1], *reversed(config.dim_mult))]
         self.conv1 = CausalConv3d(config.z_dim, dims[0], 3, 3, 3)
-        self.middle = _middle(dims[0])
+        self.middle = middle_blocks(dims[0])
         layers: list[nn.Module] = []
         for level, (in_dim, out_dim) in enumerate(pairwise(dims)):
             up = level < len(config.dim_mult) - 1
@@ -314,10 +119,10 @@ class Decoder(nn.Module):
                 layers.append(UpBlock(in_dim, out_dim, config.num_res_blocks + 1, up=up, time=time))
                 continue
             # 2.1's upsample halves the channels that it hands to the next level
-            layers += _residual_blocks(in_dim // 2 if level else in_dim, out_dim, config.num_res_blocks + 1)
+            layers += residual_blocks(in_dim // 2 if level else in_dim, out_dim, config.num_res_blocks + 1)
             layers += [Upsample(out_dim, out_dim // 2, time=time)] if up else []
         self.upsamples = nn.ModuleList(layers)
-        self.head = _head(dims[-1], 3 * config.patch**2)
+        self.head = head_layers(dims[-1], 3 * config.patch**2)
 
     def forward(self, x: Tensor, memory: Memory | None = None) -> Tensor:
         return self.enlarge(self.begin(x, memory), memory)
@@ -331,16 +136,7 @@ class Decoder(nn.Module):
 
     def enlarge(self, x: Tensor, memory: Memory | None) -> Tensor:
         """The layers that grow to pixels, which see only a neighbourhood, and may so work on windows of the frames."""
-        return _run(tuple(self.upsamples), self.head, x, memory)
-
-
-def _run(layers: tuple[nn.Module, ...], head: nn.ModuleDict, x: Tensor, memory: Memory | None) -> Tensor:
-    for layer in layers:
-        x = layer(x, memory)
-    x = head["2"](x, memory, norm=head["0"])
-    if memory is not None:
-        memory.first = False
-    return x
+        return run_layers(tuple(self.upsamples), self.head, x, memory)
 
 
 class WanVAE(nn.Module):

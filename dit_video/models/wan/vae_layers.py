@@ -1,0 +1,232 @@
+"""The layers of Wan's causal 3D VAE (models/wan/vae.py): convolutions that remember the last chunk, and their blocks.
+
+Attribute names are the original release's (Wan2.1's wan/modules/vae.py, Wan2.2's wan/modules/vae2_2.py).
+
+    B batch; C channels; T frames; H W rows and columns of the tensor at hand. Clips are (B, C, T, H, W) in
+    `channels_last_3d` memory from the entrance to the exit, so that no layer copies them into another layout.
+"""
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dit_video.nn.causal_conv import cat_time, causal_conv3d, clips, frames, stack_time, upsample_conv
+from dit_video.nn.resample import add_duplicated, average_down
+from dit_video.nn.rms_silu import rms_norm
+
+
+@dataclass
+class Memory:
+    """What a chunked pass carries from chunk to chunk: the last input frames of every layer that looks back."""
+
+    first: bool = True
+    frames: dict[nn.Module, Tensor] = field(default_factory=dict)
+
+
+class RMSNorm(nn.Module):
+    """The scale of a norm over channels; a trailing (1, 1) in attention and (1, 1, 1) elsewhere are the release's."""
+
+    def __init__(self, *shape: int):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(shape))
+
+
+class Conv(nn.Module):
+    """The parameters of a convolution with any kernel, drawn as PyTorch draws them."""
+
+    def __init__(self, in_dim: int, out_dim: int, *kernel: int):
+        super().__init__()
+        bound = (in_dim * prod(kernel)) ** -0.5
+        self.weight = nn.Parameter(torch.empty(out_dim, in_dim, *kernel).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(out_dim).uniform_(-bound, bound))
+
+
+class CausalConv3d(Conv):
+    """A causal 3D convolution; with a `Memory` it continues where the last chunk ended."""
+
+    def forward(self, x: Tensor, memory: Memory | None = None, *, norm: RMSNorm | None = None) -> Tensor:
+        """x (B, C, T, H, W), normalised and put through SiLU first when a norm is given."""
+        back = self.weight.shape[2] - 1
+        past = memory.frames.get(self) if memory is not None else None
+        room = 0 if past is None and x.shape[2] == 1 else back  # a still image meets only the newest tap
+        if norm is not None:
+            x = rms_norm(x, norm.gamma.flatten(), silu=True, room=room)
+        elif room:
+            x = F.pad(x, (0, 0, 0, 0, room, 0))
+        if past is not None:
+            x[:, :, back - past.shape[2] : back] = past
+        if memory is not None and back:
+            memory.frames[self] = x[:, :, -back:].clone(memory_format=torch.channels_last_3d)
+        return causal_conv3d(x, self.weight[:, :, back - room :], self.bias)
+
+
+class Conv2d(Conv):
+    """A convolution of single frames."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return causal_conv3d(x, self.weight.unsqueeze(2), self.bias)
+
+
+class HalvingConv2d(Conv):
+    """A convolution of single frames that leaves half the rows and columns."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return causal_conv3d(x, self.weight.unsqueeze(2), self.bias, stride=(1, 2))
+
+
+class DoublingConv2d(Conv):
+    """A convolution of single frames after doubling their rows and columns."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return upsample_conv(x, self.weight, self.bias)
+
+
+class ResidualBlock(nn.Module):
+    """Two rounds of norm, SiLU and causal convolution beside a shortcut."""
+
+    def __init__(self, in_dim: int, out_dim: int):
+        super().__init__()
+        self.residual = nn.ModuleDict(  # the names are the release's; its 1 and 4 are SiLUs, its 5 a dropout
+            {
+                "0": RMSNorm(in_dim, 1, 1, 1),
+                "2": CausalConv3d(in_dim, out_dim, 3, 3, 3),
+                "3": RMSNorm(out_dim, 1, 1, 1),
+                "6": CausalConv3d(out_dim, out_dim, 3, 3, 3),
+            }
+        )
+        self.shortcut = CausalConv3d(in_dim, out_dim, 1, 1, 1) if in_dim != out_dim else nn.Identity()
+
+    def forward(self, x: Tensor, memory: Memory | None) -> Tensor:
+        norm_1, conv_1, norm_2, conv_2 = self.residual.values()
+        h = conv_2(conv_1(x, memory, norm=norm_1), memory, norm=norm_2)
+        shortcut = self.shortcut(x)
+        return h + shortcut if h.requires_grad else h.add_(shortcut)
+
+
+class AttentionBlock(nn.Module):
+    """Single-head self-attention among the pixels of each frame; it starts as the identity, as in the release."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.norm = RMSNorm(dim, 1, 1)
+        self.to_qkv = Conv2d(dim, dim * 3, 1, 1)
+        self.proj = Conv2d(dim, dim, 1, 1)
+        nn.init.zeros_(self.proj.weight)
+
+    def forward(self, x: Tensor, memory: Memory | None) -> Tensor:
+        images = frames(self.to_qkv(rms_norm(x, self.norm.gamma.flatten())))  # (B*T, 3C, H, W)
+        q, k, v = images.flatten(2).mT.unsqueeze(1).chunk(3, dim=-1)  # (B*T, 1, H*W, C) each
+        out = F.scaled_dot_product_attention(q, k, v)
+        out = out.squeeze(1).mT.unflatten(2, images.shape[2:])  # (B*T, C, H, W)
+        return x + self.proj(clips(out, x.shape[0]))
+
+
+class Downsample(nn.Module):
+    """Half the rows and columns; with `time`, also half the frames after the first."""
+
+    def __init__(self, dim: int, *, time: bool):
+        super().__init__()
+        self.resample = nn.ModuleDict({"1": HalvingConv2d(dim, dim, 3, 3)})
+        self.time_conv = CausalConv3d(dim, dim, 3, 1, 1) if time else None
+
+    def forward(self, x: Tensor, memory: Memory | None) -> Tensor:
+        x = self.resample["1"](x)  # (B, C, T, H/2, W/2)
+        if self.time_conv is None:
+            return x
+        if memory is None or memory.first:
+            seen, parts = x, [x[:, :, :1]]
+        else:
+            seen, parts = cat_time([memory.frames[self], x]), []
+        if memory is not None:
+            memory.frames[self] = x[:, :, -1:].clone(memory_format=torch.channels_last_3d)
+        if seen.shape[2] > 2:
+            parts.append(causal_conv3d(seen, self.time_conv.weight, self.time_conv.bias, stride=(2, 1)))
+        return cat_time(parts)
+
+
+class Upsample(nn.Module):
+    """Twice the rows and columns; with `time`, also twice the frames after the first."""
+
+    def __init__(self, dim: int, out_dim: int, *, time: bool):
+        super().__init__()
+        self.resample = nn.ModuleDict({"1": DoublingConv2d(dim, out_dim, 3, 3)})
+        self.time_conv = CausalConv3d(dim, dim * 2, 3, 1, 1) if time else None
+
+    def forward(self, x: Tensor, memory: Memory | None) -> Tensor:
+        if self.time_conv is not None:
+            x = _double_time(x, self.time_conv, memory)
+        return self.resample["1"](x)
+
+
+def _double_time(x: Tensor, time_conv: CausalConv3d, memory: Memory | None) -> Tensor:
+    """The first frame stays single and out of sight of `time_conv`, which makes two of every later frame."""
+    single = 1 if memory is None or memory.first else 0
+    first, rest = x.split([single, x.shape[2] - single], dim=2)
+    images = list(first.unbind(2))
+    if rest.shape[2]:
+        halves = time_conv(rest, memory).unflatten(1, (2, -1)).unbind(1)  # (B, C, T, H, W) each
+        images += [image for pair in zip(*(half.unbind(2) for half in halves), strict=True) for image in pair]
+    return stack_time(images)
+
+
+class DownBlock(nn.Module):
+    """2.2: residual blocks and a downsample beside a shortcut that averages neighbouring pixels."""
+
+    def __init__(self, in_dim: int, out_dim: int, num_res_blocks: int, *, down: bool, time: bool):
+        super().__init__()
+        self.out_dim, self.time, self.space = out_dim, 2 if time else 1, 2 if down else 1
+        blocks = residual_blocks(in_dim, out_dim, num_res_blocks)
+        self.downsamples = nn.ModuleList(blocks + ([Downsample(out_dim, time=time)] if down else []))
+
+    def forward(self, x: Tensor, memory: Memory | None) -> Tensor:
+        shortcut = average_down(x, self.out_dim, self.time, self.space)
+        for layer in self.downsamples:
+            x = layer(x, memory)
+        return x + shortcut
+
+
+class UpBlock(nn.Module):
+    """2.2: residual blocks and an upsample beside a shortcut that duplicates pixels."""
+
+    def __init__(self, in_dim: int, out_dim: int, num_res_blocks: int, *, up: bool, time: bool):
+        super().__init__()
+        self.time, self.up = 2 if time else 1, up
+        blocks = residual_blocks(in_dim, out_dim, num_res_blocks)
+        self.upsamples = nn.ModuleList(blocks + ([Upsample(out_dim, out_dim, time=time)] if up else []))
+
+    def forward(self, x: Tensor, memory: Memory | None) -> Tensor:
+        before = x
+        for layer in self.upsamples:
+            x = layer(x, memory)
+        if not self.up:
+            return x
+        return add_duplicated(x, before, self.time, first=memory is None or memory.first)
+
+
+def residual_blocks(in_dim: int, out_dim: int, count: int) -> list[nn.Module]:
+    """`count` residual blocks, the first of which changes the channels."""
+    return [ResidualBlock(a, b) for a, b in pairwise([in_dim] + [out_dim] * count)]
+
+
+def middle_blocks(dim: int) -> nn.ModuleList:
+    """The blocks at the size of the latents: attention within frames between two residual blocks."""
+    return nn.ModuleList([ResidualBlock(dim, dim), AttentionBlock(dim), ResidualBlock(dim, dim)])
+
+
+def head_layers(in_dim: int, out_dim: int) -> nn.ModuleDict:
+    """The last norm and convolution of an encoder or decoder, for `run_layers`."""
+    return nn.ModuleDict({"0": RMSNorm(in_dim, 1, 1, 1), "2": CausalConv3d(in_dim, out_dim, 3, 3, 3)})
+
+
+def run_layers(layers: tuple[nn.Module, ...], head: nn.ModuleDict, x: Tensor, memory: Memory | None) -> Tensor:
+    """Layers and a head; after it the memory is no longer at its first chunk."""
+    for layer in layers:
+        x = layer(x, memory)
+    x = head["2"](x, memory, norm=head["0"])
+    if memory is not None:
+        memory.first = False
+    return x
