@@ -7,7 +7,6 @@ OUT    ?= out/demo.mp4
 
 # OpenMP threads that spin can be 20 times slower when the cores are shared.
 export OMP_WAIT_POLICY ?= passive
-export GOMP_SPINCOUNT  ?= 0
 
 .PHONY: demo test test-all check format wheel clean
 
