@@ -7,18 +7,31 @@ from torch import Tensor
 
 from dit_video.flow.levels import shifted
 
+NEARLY_NOISE = 0.98
+"""The level above which clips hold so little of the picture that the caption has to decide nearly everything."""
 
-def sample_sigmas(count: int, *, mean: float, std: float, shift: float, generator: torch.Generator) -> Tensor:
+
+def sample_sigmas(
+    count: int, *, mean: float, std: float, shift: float, generator: torch.Generator, noise_share: float = 0.0
+) -> Tensor:
     """`count` noise levels in (0, 1), logit-normal(mean, std) and then shifted (arXiv 2403.03206, section 3.1).
+
+    A share `noise_share` is uniform between NEARLY_NOISE and 1 instead: sampling begins at 1, where a logit-normal has
+    next to nothing.
 
     The draws are stratified: one in each of `count` equal slices of the distribution, in random order, so that every
     batch covers all
     levels (the low-discrepancy sampling of Variational Diffusion Models, arXiv 2107.00630, appendix I.1).
     """
     order = torch.randperm(count, generator=generator)
-    uniform = (order + torch.rand(count, generator=generator)) / count
-    normal = torch.special.ndtri(uniform.double().clamp(1e-6, 1 - 1e-6))
-    return shifted(torch.sigmoid(mean + std * normal), shift).float()
+    uniform = ((order + torch.rand(count, generator=generator)) / count).double()
+    usual = 1 - noise_share
+    normal = torch.special.ndtri((uniform / max(usual, 1e-6)).clamp(1e-6, 1 - 1e-6))
+    levels = shifted(torch.sigmoid(mean + std * normal), shift)
+    if noise_share:
+        nearly = NEARLY_NOISE + (1 - NEARLY_NOISE) * (uniform - usual) / noise_share
+        levels = torch.where(uniform < usual, levels, nearly)
+    return levels.float()
 
 
 def add_noise(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:

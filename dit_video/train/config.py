@@ -200,6 +200,8 @@ class DiTTrainConfig:
     level_mean: float = 0.0
     level_std: float = 1.0
     shift: float = 1.5
+    noise_share: float = 0.0
+    """Share of the clips that are nearly or all noise (levels from 0.98 to 1), where the caption decides."""
     caption_dropout: float = 0.1
     known_share: float = 0.15
     """Share of the videos in which some latent frames are known (first, last, both, or a random subset, at level 0)."""
@@ -215,7 +217,7 @@ class DiTTrainConfig:
         _at_least("shift", self.shift, 0.01)
         _at_least("level_std", self.level_std, 0)
         _at_least("object_weight", self.object_weight, 0)
-        for name in ("caption_dropout", "known_share"):
+        for name in ("caption_dropout", "known_share", "noise_share"):
             _within(name, getattr(self, name), 0, 1)
         if not self.phase or self.phase[0].first_shard != 0:
             raise UsageError("the first [[phase]] must have first_shard = 0.")

@@ -198,7 +198,12 @@ def pack_loss(
     clean = [example.latents.to(device).float() for example in pack]
     noise = [torch.randn(x.shape, generator=generator).to(device) for x in clean]
     levels = sample_sigmas(
-        len(pack), mean=config.level_mean, std=config.level_std, shift=config.shift, generator=generator
+        len(pack),
+        mean=config.level_mean,
+        std=config.level_std,
+        shift=config.shift,
+        noise_share=config.noise_share,
+        generator=generator,
     )
     sigmas = [
         _with_known_frames(level, x.shape[1], config.known_share, rng) for level, x in zip(levels, clean, strict=True)
