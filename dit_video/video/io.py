@@ -1,22 +1,24 @@
-"""Video files in and out, frame by frame, through the ffmpeg that imageio-ffmpeg carries.
+"""Video files in and out, frame by frame, through imageio and the ffmpeg that imageio-ffmpeg carries.
 
 A file appears under its name only when it is whole: frames go to a temporary name in the same folder, which is renamed
-once ffmpeg has said that it wrote everything. Frames are (H, W, 3) uint8 RGB.
+once ffmpeg finds all of them in it. Frames are (H, W, 3) uint8 RGB.
 """
 
 import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
+import imageio.v3 as iio
+import imageio_ffmpeg
 import numpy as np
-from imageio_ffmpeg import get_ffmpeg_exe
 from numpy.typing import NDArray
 
 from dit_video import atomic
@@ -123,22 +125,18 @@ def write_video(path: Path | str, frames: Iterable[Any], *, fps: float, overwrit
     if first is None:
         raise MediaError(f"{path}: there are no frames to write; a video has at least 1.")
     height, width, _ = first.shape
-    rate = Fraction(fps).limit_denominator()
-    coding, note = _coding(path.suffix.lower(), width, height)
-    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(rate), "-i", "pipe:0"]
-    with (
-        atomic.placing(path, overwrite=overwrite) as (part, placed),
-        _ffmpeg(path, [*raw, "-an", *coding, "-y", f"file:{part}"], stdin=subprocess.PIPE) as pipe,
-    ):
-        pipe.write(first.data)
-        count = 1
-        for frame in stream:
-            if path.suffix.lower() == ".png":
-                check_output(path, 2, fps=fps, overwrite=True)
-            if frame.shape != first.shape:
-                raise ValueError(f"frame {count} is {frame.shape}, the first one is {first.shape}")
-            pipe.write(frame.data)
-            count += 1
+    same = _of_one_size(chain([first], stream))
+    with atomic.placing(path, overwrite=overwrite) as (part, placed):
+        if path.suffix.lower() == ".png":
+            note = None
+            count = _write_picture(part, same, lambda: check_output(path, 2, fps=fps, overwrite=True))
+        else:
+            coding, note = _coding(path.suffix.lower(), width, height)
+            rate = str(Fraction(fps).limit_denominator())  # imageio-ffmpeg before 0.8 rounds it
+            exact = {"size": (width, height), "macro_block_size": 1, "fps": fps, "input_params": ["-r", rate]}
+            count = _write_clip(
+                path, part, same, {"quality": None, "ffmpeg_log_level": "level+quiet", **exact, **coding}
+            )
     if placed.path != path:
         taken = f"{path}: another file took this name in the meantime; the video is {placed.path}."
         note = f"{taken} {note}" if note else taken
@@ -154,7 +152,7 @@ def read_frames(path: Path | str) -> Iterator[Frames]:
     # PPM carries the size before every frame, so nothing has to be known before the first one is decoded.
     scale = "scale=out_range=pc:flags=bicubic+accurate_rnd+full_chroma_int,format=rgb24"
     output = ["-vf", scale, "-c:v", "ppm", "-f", "image2pipe", "pipe:1"]
-    with _ffmpeg(Path(path), [*_input(path), *output], stdout=subprocess.PIPE) as pipe:
+    with _ffmpeg(Path(path), [*_input(path), *output]) as pipe:
         while pipe.readline() == b"P6\n":
             width, height = map(int, pipe.readline().split())
             pipe.readline()
@@ -181,9 +179,7 @@ def probe(path: Path | str) -> VideoInfo:
     """
     path = Path(path)
     log: list[str] = []
-    with _ffmpeg(
-        path, [*_input(path), "-f", "framecrc", "pipe:1"], stdout=subprocess.PIPE, level="info", log=log
-    ) as pipe:
+    with _ffmpeg(path, [*_input(path), "-f", "framecrc", "pipe:1"], level="info", log=log) as pipe:
         lines = pipe.read().decode().splitlines()
     crcs = [line for line in lines if not line.startswith("#")]
     header = dict(re.findall(r"^#(\w+) 0: (.*)$", "\n".join(lines), re.MULTILINE))
@@ -219,23 +215,85 @@ def _single_frames(frames: Iterable[Any]) -> Iterator[Frames]:
         yield from map(np.ascontiguousarray, array if array.ndim == 4 else array[None])
 
 
-def _coding(suffix: str, width: int, height: int) -> tuple[list[str], str | None]:
-    """ffmpeg's arguments for a kind of file, and the note that goes with them."""
-    if suffix == ".png":
-        return ["-c:v", "png", "-f", "image2pipe"], None
+def _of_one_size(frames: Iterator[Frames]) -> Iterator[Frames]:
+    shape: tuple[int, ...] | None = None
+    for count, frame in enumerate(frames):
+        shape = shape or frame.shape
+        if frame.shape != shape:
+            raise ValueError(f"frame {count} is {frame.shape}, the first one is {shape}")
+        yield frame
+
+
+def _write_picture(part: Path, frames: Iterator[Frames], refuse_more: Callable[[], None]) -> int:
+    picture = next(frames)
+    if next(frames, None) is not None:
+        refuse_more()
+    iio.imwrite(part, picture, plugin="pillow", extension=".png")
+    return 1
+
+
+def _write_clip(path: Path, part: Path, frames: Iterator[Frames], options: dict[str, Any]) -> int:
+    """Writes frames to `part` with imageio-ffmpeg's options; returns their number. Raises MediaError about `path`."""
+    count = 0
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report"
+        try:
+            with closing(imageio_ffmpeg.write_frames(f"file:{part}", **options)) as writer:
+                with _reporting(report):
+                    writer.send(None)  # starts ffmpeg
+                for frame in frames:
+                    writer.send(frame)
+                    count += 1
+            reason = _reason(report)
+        except OSError as error:  # a broken pipe: ffmpeg has stopped
+            reason = _reason(report) or str(error).splitlines()[0]
+    if reason:
+        raise MediaError(f"{path}: ffmpeg cannot write it ({reason}).")
+    if (written := _count_packets(part)) != count:  # an ffmpeg that was killed leaves no report
+        raise MediaError(f"{path}: ffmpeg wrote {written} of {count} frames; memory or the disk may be full.")
+    return count
+
+
+def _count_packets(part: Path) -> int:
+    """The frames that a file holds, not decoded; 0 for one that cannot be read."""
+    packets = ["-i", f"file:{part}", "-map", "0:v:0", "-c", "copy", "-f", "framecrc", "pipe:1"]
+    with suppress(MediaError), _ffmpeg(part, packets) as pipe:
+        return sum(not line.startswith(b"#") for line in pipe)
+    return 0
+
+
+@contextmanager
+def _reporting(report: Path) -> Iterator[None]:
+    """Lets an ffmpeg that is started within write its errors to a file (FFREPORT: ffmpeg's manual, generic options)."""
+    before = os.environ.get("FFREPORT")
+    os.environ["FFREPORT"] = "file={}:level=16".format(str(report).replace(":", r"\:"))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["FFREPORT"]
+        else:
+            os.environ["FFREPORT"] = before
+
+
+def _coding(suffix: str, width: int, height: int) -> tuple[dict[str, Any], str | None]:
+    """imageio-ffmpeg's options for a kind of file, and the note that goes with them."""
     if suffix == ".gif":
-        return ["-vf", _GIF, "-loop", "0", "-f", "gif"], None
+        gif = ["-vf", _GIF, "-loop", "0", "-f", "gif"]
+        return {"codec": "gif", "pix_fmt_out": "pal8", "output_params": gif}, None
     tags = ["-color_range", "tv", "-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709"]
     if suffix == ".webm":  # VP9 stores odd sides in 4:2:0 by itself
-        vp9 = ["-c:v", "libvpx-vp9", "-crf", "20", "-b:v", "0", "-cpu-used", "4", "-row-mt", "1"]
-        return ["-vf", _BT709.format(pix_fmt="yuv420p"), *vp9, *tags, "-f", "webm"], None
+        vp9 = ["-crf", "20", "-b:v", "0", "-cpu-used", "4", "-row-mt", "1"]
+        vp9 += ["-vf", _BT709.format(pix_fmt="yuv420p"), *tags, "-f", "webm"]
+        return {"codec": "libvpx-vp9", "pix_fmt_out": "yuv420p", "output_params": vp9}, None
     odd = width % 2 or height % 2
     pix_fmt = "yuv444p" if odd else "yuv420p"
-    h264 = ["-c:v", "libx264", "-crf", "16", "-preset", "medium", "-movflags", "+faststart"]
+    h264 = ["-crf", "16", "-preset", "medium", "-movflags", "+faststart"]
+    h264 += ["-vf", _BT709.format(pix_fmt=pix_fmt), *tags, "-f", "mp4"]
     note = (
         f"{width}x{height}: an odd side makes the .mp4 H.264 4:4:4, which some players cannot show; .webm can be used."
     )
-    return ["-vf", _BT709.format(pix_fmt=pix_fmt), *h264, *tags, "-f", "mp4"], note if odd else None
+    return {"codec": "libx264", "pix_fmt_out": pix_fmt, "output_params": h264}, note if odd else None
 
 
 def _input(path: Path | str) -> list[str]:
@@ -247,41 +305,41 @@ def _input(path: Path | str) -> list[str]:
     return ["-xerror", "-i", f"file:{path}", "-map", "0:v:0", "-fps_mode", "passthrough"]
 
 
+def _reason(report: Path) -> str:
+    """The first error in ffmpeg's messages, or "" if there is none."""
+    text = report.read_text(errors="replace") if report.is_file() else ""
+    errors = re.findall(r"^(?:\[[^]]*\] )*?\[(?:error|fatal)\] (?:\[\w+\] )?(.*)$", text, re.MULTILINE)
+    return errors[0].strip(" .") if errors else ""
+
+
 @contextmanager
 def _ffmpeg(
-    path: Path, arguments: list[str], *, level: str = "error", log: list[str] | None = None, **pipe: int
+    path: Path, arguments: list[str], *, level: str = "error", log: list[str] | None = None
 ) -> Iterator[IO[bytes]]:
-    """Runs ffmpeg with one end of a pipe in our hand, and never lets it outlive us.
+    """Runs ffmpeg with the end of its output in our hand, and never lets it outlive us.
 
     Raises:
         MediaError: ffmpeg failed; its first error becomes one sentence about `path`.
     """
-    command = [get_ffmpeg_exe(), "-nostdin", "-hide_banner", "-v", f"level+{level}", *arguments]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-hide_banner", "-v", f"level+{level}", *arguments]
     # The messages go to a file, as nobody reads a second pipe while the first one is busy. A session of its own keeps
     # Ctrl-C from ffmpeg: it reaches us, and we end ffmpeg.
     with (
-        tempfile.TemporaryFile() as messages,
-        subprocess.Popen(command, stderr=messages, start_new_session=True, **pipe) as process,  # type: ignore[call-overload]
+        tempfile.TemporaryDirectory() as folder,
+        (Path(folder) / "messages").open("wb") as messages,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=messages, start_new_session=True) as process,
     ):
-        end: IO[bytes] = process.stdin or process.stdout
-        stopped_early = False
+        assert process.stdout is not None
         try:
-            yield end
-            end.close()
-        except BrokenPipeError:
-            stopped_early = True  # the messages below say why
+            yield process.stdout
         except BaseException:
             process.kill()
             raise
         finally:
-            with suppress(BrokenPipeError):  # what is still buffered has nowhere to go
-                end.close()
+            process.stdout.close()
         status = process.wait()
-        messages.seek(0)
-        lines = messages.read().decode(errors="replace").splitlines()
-        if status != 0 or stopped_early:
-            errors = [line.split("] ", 1)[1] for line in lines if re.search(r"^(\[[^]]*\] )?\[(error|fatal)\] ", line)]
-            reason = re.sub(r"^\[\w+\] ", "", errors[0]).strip(" .") if errors else f"exit status {status}"
-            raise MediaError(f"{path}: ffmpeg cannot {'write' if process.stdin else 'read'} it ({reason}).")
-    if log is not None:
-        log.extend(lines)
+        if status != 0:
+            reason = _reason(Path(messages.name)) or f"exit status {status}"
+            raise MediaError(f"{path}: ffmpeg cannot read it ({reason}).")
+        if log is not None:
+            log.extend(Path(messages.name).read_text(errors="replace").splitlines())

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,6 +168,18 @@ def test_failure_keeps_the_old_file(tmp_path: Path) -> None:
 def test_ffmpeg_failure_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(MediaError, match=r"wide\.mp4: ffmpeg cannot write it \(.*40000x8.*\)\.$"):
         write_video(tmp_path / "wide.mp4", np.zeros((2, 8, 40000, 3), np.uint8), fps=24)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+def test_an_encoder_that_is_killed_is_noticed(tmp_path: Path, suffix: str) -> None:
+    def frames() -> Iterator[np.ndarray]:
+        yield from gradient(20, 64, 64)
+        (encoder,) = subprocess.check_output(["pgrep", "-P", str(os.getpid()), "ffmpeg"], text=True).split()
+        os.kill(int(encoder), signal.SIGKILL)
+
+    with pytest.raises(MediaError, match=r"clip\..*: ffmpeg wrote \d+ of 20 frames"):
+        write_video(tmp_path / f"clip{suffix}", frames(), fps=24)
     assert list(tmp_path.iterdir()) == []
 
 
