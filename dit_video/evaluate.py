@@ -93,12 +93,13 @@ def evaluate(
     settings: Settings,
     *,
     negative: str = "",
+    tile: int | None = None,
     progress: Progress,
 ) -> tuple[list[Answer], list[np.ndarray]]:
     """The answer to every question, and the frames (SHEET_FRAMES, H, W, 3) of the first SHEET_CLIPS clips.
 
     Clips are sampled in packs; which pack a clip is in changes it by rounding only. `stages` should keep its stages
-    loaded.
+    loaded. tile: see `decode_frames`.
     """
     grid = stages.checkpoint.grid
     tokens = math.prod(grid.tokens(grid.latent(shape)))
@@ -106,11 +107,16 @@ def evaluate(
     latents_of: Callable[[Sequence[Question]], list[torch.Tensor]] = lambda batch: sample_latents(  # noqa: E731
         stages, [Clip(prompt=q.prompt, negative=negative, shape=shape, seed=q.seed) for q in batch], settings
     )
-    return _answers(stages, questions, shape, size, latents_of, progress)
+    return _answers(stages, questions, shape, size, latents_of, tile, progress)
 
 
 def reconstruct(
-    stages: Stages, questions: Sequence[Question], shape: VideoShape, *, progress: Progress
+    stages: Stages,
+    questions: Sequence[Question],
+    shape: VideoShape,
+    *,
+    tile: int | None = None,
+    progress: Progress,
 ) -> tuple[list[Answer], list[np.ndarray]]:
     """The same for the autoencoder alone: the scenes themselves, encoded and decoded."""
     padded = stages.checkpoint.grid.padded(shape)
@@ -122,7 +128,7 @@ def reconstruct(
         videos = (to_video(pad_frames(render(q.scene), padded)[None]) for q in batch)
         return [vae.encode(video.to(like.device, like.dtype))[0].float() for video in videos]
 
-    return _answers(stages, questions, shape, 1, latents_of, progress)
+    return _answers(stages, questions, shape, 1, latents_of, tile, progress)
 
 
 def _answers(
@@ -131,6 +137,7 @@ def _answers(
     shape: VideoShape,
     size: int,
     latents_of: Callable[[Sequence[Question]], list[torch.Tensor]],
+    tile: int | None,
     progress: Progress,
 ) -> tuple[list[Answer], list[np.ndarray]]:
     answers: list[Answer] = []
@@ -139,7 +146,7 @@ def _answers(
     for start in range(0, len(questions), size):
         batch = questions[start : start + size]
         for question, latents in zip(batch, latents_of(batch), strict=True):
-            frames = np.stack(list(decode_frames(stages.vae, latents, shape)))
+            frames = np.stack(list(decode_frames(stages.vae, latents, shape, tile=tile)))
             found = detect(frames)
             answers.append(Answer(question, found, score(found, question.scene)))
             if len(strips) < SHEET_CLIPS:

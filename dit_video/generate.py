@@ -210,15 +210,14 @@ def _encode(stages: Stages, prompts: list[str]) -> list[Tensor]:
     with stages.timed("text"):
         embeds = text.encode(prompts)
     stages.progress("text", 1, 1)
-    if any(len(embed) == MAX_LENGTH for embed in embeds):
+    if any(map(text.is_cut, prompts)):
         stages.note(f"the prompt is longer than {MAX_LENGTH} tokens; what comes after them is not read.")
     unknown = list(dict.fromkeys(word for prompt in prompts for word in text.unknown_words(prompt)))
     if not stages.told_unknown_words.issuperset(unknown):
         stages.told_unknown_words.update(unknown)
         words = ", ".join(repr(word) for word in unknown)
-        stages.note(
-            f"this model never learnt the word{'s' * (len(unknown) > 1)} {words}; `dvgen info` shows what it knows."
-        )
+        plural = "s" * (len(unknown) > 1)
+        stages.note(f"this model never learnt the word{plural} {words}; `dvgen info` and its name show what it knows.")
     return embeds
 
 

@@ -29,14 +29,16 @@ def pick_device(name: str) -> torch.device:
     Raises:
         UsageError: this machine does not have it.
     """
-    present = [device for device, here in _devices().items() if here]
+    present = devices()
     if name != "auto" and name not in present:
         raise UsageError(f"--device {name}: PyTorch finds no such device on this machine; the nearest is {present[0]}.")
     return torch.device(("cuda" if "cuda" in present else "cpu") if name == "auto" else name)
 
 
-def _devices() -> dict[str, bool]:
-    return {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+def devices() -> list[str]:
+    """The kinds of device that PyTorch finds on this machine, the fastest first."""
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    return [kind for kind, here in found.items() if here]
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:

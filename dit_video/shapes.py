@@ -81,8 +81,8 @@ class Grid:
         )
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """(width, height) from "640x360".
+def parse_size(text: str, *, name: str = "--size") -> tuple[int, int]:
+    """(width, height) from "640x360"; `name` is what the message calls it.
 
     Raises:
         UsageError: not two whole numbers joined by an x, or a side that is not from 16 to 16384.
@@ -90,10 +90,10 @@ def parse_size(text: str) -> tuple[int, int]:
     parts = text.lower().replace("×", "x").split("x") if len(text) <= 60 else []
     if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
         shown = text if len(text) <= 60 else f"{text[:60]}..."
-        raise UsageError(f"--size {shown!r}: must be WIDTHxHEIGHT in whole pixels, for example 640x360.")
+        raise UsageError(f"{name} {shown!r}: must be WIDTHxHEIGHT in whole pixels, for example 640x360.")
     width, height = (int(part) for part in parts)
     nearest = tuple(min(max(side, MIN_SIDE), MAX_SIDE) for side in (width, height))
     if nearest != (width, height):
         rule = f"each side must be from {MIN_SIDE} to {MAX_SIDE} pixels"
-        raise UsageError(f"--size {text}: {rule}; the nearest is {nearest[0]}x{nearest[1]}.")
+        raise UsageError(f"{name} {text}: {rule}; the nearest is {nearest[0]}x{nearest[1]}.")
     return width, height

@@ -126,15 +126,17 @@ def _answer(request: Request, speaker: console.Speaker) -> "tuple[list[Answer], 
     checkpoint, shape = open_checkpoint(request.model), request.shape
     device = pick_device(request.device)
     dtype = pick_dtype(request.dtype, device)
-    check_memory(checkpoint, shape, itemsize=dtype.itemsize, available=available_memory(device))
+    tile = check_memory(checkpoint, shape, itemsize=dtype.itemsize, available=available_memory(device)).tile
     with explained_memory(shape):
         stages = Stages(checkpoint, dtype=dtype, device=device, keep=True, note=speaker.note)
         questions = evaluation.fixed_questions(request.count, shape, split=request.split, first_seed=request.first_seed)
         if request.reconstruct:
-            return evaluation.reconstruct(stages, questions, shape, progress=speaker.progress)
+            return evaluation.reconstruct(stages, questions, shape, tile=tile, progress=speaker.progress)
         settings = _settings(checkpoint.defaults, request.overrides)
         negative = checkpoint.defaults.negative
-        return evaluation.evaluate(stages, questions, shape, settings, negative=negative, progress=speaker.progress)
+        return evaluation.evaluate(
+            stages, questions, shape, settings, negative=negative, tile=tile, progress=speaker.progress
+        )
 
 
 def _settings(defaults: "Defaults", overrides: dict[str, Any]) -> "Settings":

@@ -204,14 +204,14 @@ def check_file(option: str, path: Path, suffixes: Sequence[str], *, overwrite: b
         UsageError: a name that ends in none of `suffixes`.
         MediaError: a missing or read-only folder, a folder of that name, or a file that exists without `overwrite`.
     """
+    if len(os.fsencode(path.name)) > MAX_NAME_BYTES:
+        rule = f"the file name is longer than {MAX_NAME_BYTES} bytes; choose a shorter one"
+        raise MediaError(f"{option} {path.name[:40]}...: {rule}.")
     if path.is_dir() or not path.name:
         raise MediaError(f"{option} {path}: this is a folder; name a file in it.")
     if path.suffix.lower() not in suffixes:
         rule = f"must end in {' or '.join(suffixes)}"
         raise UsageError(f"{option} {path}: the name {rule}; the nearest is {path.with_suffix(suffixes[0])}.")
-    if len(os.fsencode(path.name)) > MAX_NAME_BYTES:
-        rule = f"the file name is longer than {MAX_NAME_BYTES} bytes; choose a shorter one"
-        raise MediaError(f"{option} {path.name[:40]}...: {rule}.")
     if not path.parent.is_dir():
         raise MediaError(f"{option} {path}: the folder {path.parent} does not exist; create it first.")
     if path.exists() and not overwrite:

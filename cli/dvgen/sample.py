@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dit_video.checkpoints.files import find_checkpoint
+from dit_video.checkpoints.files import find_checkpoint, read_json
 from dit_video.errors import UsageError
 from dit_video.shapes import VideoShape, parse_size
 from dvgen import console, options
@@ -143,14 +143,28 @@ def _check(request: Request) -> None:
             options.number("--duration", request.duration, 0.001, options.MAX_FRAMES)
     if request.random_weights and request.model != "default":
         raise UsageError(f"--random-weights and --model {request.model}: only one of the two can be given.")
+    frames = request.frames
+    if not request.random_weights:
+        folder = find_checkpoint(request.model)
+        if len(request.guidance or ()) > 1 and not (read_json(folder / "model_index.json").get("boundary_ratio")):
+            _refuse_two_scales(request.guidance or ())
+        ours = folder / "dvgen.json"
+        if frames is None and request.duration is None and ours.is_file():
+            frames = read_json(ours).get("frames")
     if request.output:
+        frames = frames if isinstance(frames, int) else 1  # what cannot be told yet is checked again later
         options.check_video_file(
-            "--output", request.output, frames=request.frames or 1, fps=request.fps or 1.0, overwrite=request.overwrite
+            "--output", request.output, frames=frames, fps=request.fps or 1.0, overwrite=request.overwrite
         )
     if request.save_latents:
         options.check_file("--save-latents", request.save_latents, (".safetensors",), overwrite=request.overwrite)
-    if not request.random_weights:
-        find_checkpoint(request.model)
+
+
+def _refuse_two_scales(guidance: tuple[float, ...]) -> None:
+    text = ",".join(f"{scale:g}" for scale in guidance)
+    raise UsageError(
+        f"--guidance {text}: this model has one transformer and takes one scale; the nearest is {guidance[0]:g}."
+    )
 
 
 def _make(request: Request, speaker: console.Speaker) -> "Result":
@@ -207,10 +221,7 @@ def _resolve(request: Request, checkpoint: "WanCheckpoint | RandomCheckpoint", f
         frames = options.frames_of_duration(request.duration, fps)
     guidance = request.guidance or defaults.guidance
     if len(guidance) > 1 and checkpoint.boundary is None:
-        text = ",".join(f"{scale:g}" for scale in guidance)
-        raise UsageError(
-            f"--guidance {text}: this model has one transformer and takes one scale; the nearest is {guidance[0]:g}."
-        )
+        _refuse_two_scales(guidance)
     clip = Clip(
         prompt=request.prompt,
         negative=defaults.negative if request.negative is None else request.negative,

@@ -85,6 +85,10 @@ class TextEncoder:
             embeddings[prompt] = self.module(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0]
         return [embeddings[prompt] for prompt in prompts]
 
+    def is_cut(self, prompt: str) -> bool:
+        """Whether the prompt has more tokens than are read."""
+        return len(self.tokenizer.encode(clean_prompt(prompt)).ids) > MAX_LENGTH
+
     def unknown_words(self, prompt: str) -> list[str]:
         """The words that a word-level tokenizer has no token for, each once; none for subword tokenizers."""
         if not isinstance(self.tokenizer.model, WordLevel):

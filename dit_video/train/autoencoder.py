@@ -1,9 +1,8 @@
 """Training of the causal VAE on the procedural world: reconstruct the pixels from latents that carry noise.
 
 The noise is what makes the latents good to diffuse: the decoder must read a shape from latents with errors like those
-that a transformer
-leaves, so the encoder spreads what matters over large differences (a channel code; compare the noise in arXiv
-2501.09755 and 2304.09479).
+that a transformer leaves, so the encoder spreads what matters over large differences (a channel code; compare the noise
+in arXiv 2501.09755 and 2304.09479).
 """
 
 import dataclasses
@@ -17,7 +16,6 @@ from torch import Tensor
 
 from dit_video.checkpoints.files import load_tensors, save_tensors
 from dit_video.errors import CheckpointError
-from dit_video.machine import pick_device
 from dit_video.models.wan.vae import VAEConfig, WanVAE
 from dit_video.nn.pixels import to_frames, to_video
 from dit_video.scenes.render import render
@@ -25,7 +23,7 @@ from dit_video.shapes import Grid, VideoShape
 from dit_video.train import distributed
 from dit_video.train.config import AutoencoderArch, AutoencoderConfig
 from dit_video.train.data import object_mask, pad_frames, sample_shape, scene_batch
-from dit_video.train.loop import Reporter, Run, StepResult, begin, fit
+from dit_video.train.loop import Reporter, Run, StepResult, begin, check_device, fit
 from dit_video.train.optim import EMA, build_optimizers
 from dit_video.train.seeding import numpy_generator, torch_generator
 from dit_video.train.sheets import save_sheet
@@ -55,23 +53,21 @@ def train(config: AutoencoderConfig, *, resume: bool, report: Reporter) -> Path:
     """Train, resume, and write the finished autoencoder: averaged weights, measured latent statistics.
 
     Raises:
-        CheckpointError: nothing to resume, or a run that would be lost.
+        CheckpointError: nothing to resume, a run that would be lost, or an `init_from` that does not fit.
+        UsageError: this machine lacks the device.
     """
     folder = Path(config.out)
+    check_device(config.loop)
+    start = _start(config)
     begin(folder, resume=resume)
-    pick_device(config.loop.device.partition(":")[0])  # refused here, and not when the first tensor goes there
     rank, world = distributed.start(config.loop.device)
     if config.loop.threads:
         torch.set_num_threads(config.loop.threads)
     torch.manual_seed(config.loop.seed)
     vae = WanVAE(vae_config(config.arch))
-    initialise(vae, first_look(config))
-    if config.init_from:
-        start = load_autoencoder(Path(config.init_from))
-        if vae_config(config.arch) != dataclasses.replace(
-            start.config, latents_mean=vae.config.latents_mean, latents_std=vae.config.latents_std
-        ):
-            raise CheckpointError(f"{config.init_from}: is of another geometry than this config's [arch].")
+    if start is None:
+        initialise(vae, first_look(config))
+    else:
         vae.load_state_dict(start.state_dict())
     vae.to(config.loop.device)
     grid = Grid(stride=vae.config.stride)
@@ -109,6 +105,17 @@ def train(config: AutoencoderConfig, *, resume: bool, report: Reporter) -> Path:
     run.ema.swap()
     distributed.stop()
     return folder
+
+
+def _start(config: AutoencoderConfig) -> WanVAE | None:
+    """The autoencoder to begin with, if the config names one. Raises CheckpointError."""
+    if not config.init_from:
+        return None
+    start = load_autoencoder(Path(config.init_from))
+    for name, wanted in dataclasses.asdict(config.arch).items():
+        if (there := getattr(start.config, name)) != wanted:
+            raise CheckpointError(f"{config.init_from}: its {name} is {there}, and this config's [arch] has {wanted}.")
+    return start
 
 
 def first_look(config: AutoencoderConfig) -> Tensor:

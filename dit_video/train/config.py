@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dit_video.errors import UsageError
-from dit_video.shapes import VideoShape
+from dit_video.errors import DvgenError, UsageError
+from dit_video.shapes import MAX_SIDE, MIN_SIDE, VideoShape
 
 T = TypeVar("T")
 
@@ -34,8 +34,8 @@ class LoopConfig:
     """How long and how fast to train; every length is in optimiser steps unless it says minutes.
 
     The learning rate warms up, stays, and falls linearly to zero over the last `decay` steps. A run stops early after
-    `minutes` and can be
-    resumed; it saves its state every `save_minutes` and writes a sample sheet every `sheet_minutes`.
+    `minutes` and can be resumed; it saves its state every `save_minutes` and writes a sample sheet every
+    `sheet_minutes`.
     """
 
     steps: int
@@ -68,7 +68,9 @@ class LoopConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """Learning rates: Muon for the matrices of the transformer's blocks (0 turns it off), AdamW for the rest."""
+    """Learning rates: Muon for the matrices of the transformer's blocks and the autoencoder's convolutions (0 turns it
+    off), AdamW for the rest.
+    """
 
     adam_lr: float = 1e-3
     muon_lr: float = 0.0
@@ -129,6 +131,12 @@ class AutoencoderArch:
     num_res_blocks: int = 1
     residual: bool = True
     patch: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "decoder_dim", "z_dim", "num_res_blocks", "patch"):
+            _at_least(name, getattr(self, name), 1)
+        for factor in self.dim_mult:
+            _at_least("dim_mult", factor, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,12 +235,14 @@ def parse_shape(text: str) -> VideoShape:
     """The shape of "256x144x24": width, height, frames.
 
     Raises:
-        UsageError: not three whole numbers joined by x.
+        UsageError: not three whole numbers joined by x, or out of range.
     """
     match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text)
     if not match:
         raise UsageError(f"shape {text!r}: must be WIDTHxHEIGHTxFRAMES, for example 256x144x24.")
     width, height, frames = (int(part) for part in match.groups())
+    if frames < 1 or not MIN_SIDE <= min(width, height) <= max(width, height) <= MAX_SIDE:
+        raise UsageError(f"shape {text}: sides must be from {MIN_SIDE} to {MAX_SIDE}, and frames at least 1.")
     return VideoShape(num_frames=frames, height=height, width=width)
 
 
@@ -252,14 +262,14 @@ def load_config(path: Path, kind: type[T]) -> T:
     """Read a TOML file into the dataclass `kind`.
 
     Raises:
-        UsageError: missing file, TOML syntax, unknown or missing key, a value of the wrong type, a shape that is
-        none.
+        DvgenError: the file cannot be read.
+        UsageError: TOML syntax, unknown or missing key, a value of the wrong type or out of range.
     """
     try:
         with path.open("rb") as file:
             values = tomllib.load(file)
     except OSError as error:
-        raise UsageError(f"config {path}: cannot be read ({error.strerror}).") from None
+        raise DvgenError(f"config {path}: cannot be read ({error.strerror}).") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"config {path}: not valid TOML: {error}.") from None
     return _build(kind, values, str(path))

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from dit_video.errors import CheckpointError
+from dit_video.flow.levels import NUM_TRAIN_TIMESTEPS
 from dit_video.flow.loss import add_noise, flow_loss, sample_sigmas
 from dit_video.generate import Clip, Settings, Stages, decode_frames, sample_latents
-from dit_video.machine import pick_device
 from dit_video.models.wan.dit import DiTConfig, WanDiT
 from dit_video.models.wan.pipeline import WanCheckpoint
 from dit_video.models.wan.vae import WanVAE
@@ -26,7 +26,7 @@ from dit_video.train.autoencoder import load_autoencoder
 from dit_video.train.config import DiTArch, DiTTrainConfig
 from dit_video.train.data import Example, PackStream, SceneShards
 from dit_video.train.export import export
-from dit_video.train.loop import Reporter, Run, StepResult, begin, fit
+from dit_video.train.loop import Reporter, Run, StepResult, begin, check_device, fit
 from dit_video.train.optim import EMA, build_optimizers
 from dit_video.train.seeding import numpy_generator, torch_generator
 from dit_video.train.sheets import save_sheet
@@ -40,8 +40,7 @@ SHEET_PROMPTS = (
     "a white star circling clockwise on a blue background",
 )
 # Noise levels between which the loss weight of objects fades out: above, where an object is cannot be seen in the
-# noisy latents, and a
-# weight that depends on it would bias the prediction towards objects.
+# noisy latents, and a weight that depends on it would bias the prediction towards objects.
 FOCUS_FULL, FOCUS_NONE = 0.6, 0.85
 
 
@@ -90,7 +89,13 @@ def build(config: DiTTrainConfig) -> Models:
         if checkpoint.dit != dit.config:
             raise CheckpointError(f"{config.init_from}: its transformer is of another size than this config's [arch].")
         dit.load_state_dict(checkpoint.load_dit(dtype=torch.float32, device="cpu").state_dict())
-        text.load_state_dict(checkpoint.load_text(dtype=torch.float32, device="cpu").module.state_dict())
+        if not dit.guarded:
+            raise CheckpointError(f"{config.init_from}: its cross-attention has no channel that keeps the padding out.")
+        try:
+            text.load_state_dict(checkpoint.load_text(dtype=torch.float32, device="cpu").module.state_dict())
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise CheckpointError(f"{config.init_from}: its text encoder is of another size ({reason}).") from None
     dit.hold_padding_out()
     device = config.loop.device
     return Models(
@@ -103,12 +108,17 @@ def build(config: DiTTrainConfig) -> Models:
 
 
 def train(config: DiTTrainConfig, *, resume: bool, report: Reporter) -> Path:
-    """Train or resume a run in `config.out`; its checkpoint.pt holds everything, its `model/` is
-    the diffusers folder of the averaged weights.
+    """Train or resume a run in `config.out`: checkpoint.pt holds everything, `model/` the averaged weights as a
+    diffusers folder.
+
+    Raises:
+        CheckpointError: the autoencoder or `init_from`, nothing to resume, or a run that would be lost.
+        UsageError: this machine lacks the device.
     """
     folder = Path(config.out)
+    check_device(config.loop)
+    load_autoencoder(Path(config.autoencoder))  # refused before there is a folder
     begin(folder, resume=resume)
-    pick_device(config.loop.device.partition(":")[0])  # refused here, and not when the first tensor goes there
     rank, world = distributed.start(config.loop.device)
     if config.loop.threads:
         torch.set_num_threads(config.loop.threads)
@@ -220,7 +230,9 @@ def pack_loss(
     embeds = embed_batch(models.text, [models.tokenizer.encode(text).ids for text in distinct])
     with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.loop.bf16):
         text = models.dit.encode_text(embeds)
-        velocity = models.dit(noisy, [s * 1000 for s in sigmas], text, [distinct.index(c) for c in captions])
+        velocity = models.dit(
+            noisy, [s * NUM_TRAIN_TIMESTEPS for s in sigmas], text, [distinct.index(c) for c in captions]
+        )
     return flow_loss([v.float() for v in velocity], clean, noise, sigmas, weights)
 
 

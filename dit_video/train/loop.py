@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dit_video import atomic
-from dit_video.errors import CheckpointError, DvgenError
+from dit_video import atomic, machine
+from dit_video.errors import CheckpointError, DvgenError, UsageError
 from dit_video.train import distributed
 from dit_video.train.config import LoopConfig
 from dit_video.train.optim import EMA
@@ -100,11 +100,9 @@ class Run:
         """Go on from `checkpoint.pt`; every following step is bit for bit what it would have been.
 
         Raises:
-            CheckpointError: there is none, or it is of another architecture or another number of processes.
+            CheckpointError: it is damaged, or of another architecture or another number of processes.
         """
         path = self.folder / CHECKPOINT
-        if not path.is_file():
-            raise CheckpointError(f"{self.folder}: has no {CHECKPOINT} to resume; run without --resume to start.")
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
@@ -139,12 +137,21 @@ def _with_muon(optimizers: Sequence[Any]) -> str:
     return "with Muon (muon_lr above 0)" if len(optimizers) == 2 else "without Muon (muon_lr = 0)"
 
 
+def check_device(config: LoopConfig) -> None:
+    """Refuse a device that this machine lacks, before there is a folder. Raises UsageError."""
+    kind = config.device.partition(":")[0]
+    if kind not in machine.devices():
+        raise UsageError(f"device is {config.device!r}: PyTorch finds none on this machine; the nearest is cpu.")
+
+
 def begin(folder: Path, *, resume: bool) -> None:
     """Make a run's folder; a run that is there already must be meant to go on.
 
     Raises:
-        CheckpointError: it holds a run, and `resume` is False.
+        CheckpointError: it holds a run and `resume` is False, or it holds none and `resume` is True.
     """
+    if resume and not (folder / CHECKPOINT).is_file():
+        raise CheckpointError(f"{folder}: has no {CHECKPOINT} to resume; run without --resume to start.")
     if (folder / CHECKPOINT).exists() and not resume:
         raise CheckpointError(f"{folder}: holds a run already; pass --resume to go on with it, or choose another out.")
     try:

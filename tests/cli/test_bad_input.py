@@ -83,6 +83,11 @@ CASES: dict[str, tuple[list[str], int, list[str]]] = {
     "unknown kind of file": ([*SAMPLE, "-o", "a.avi"], 2, ["a.avi", ".mp4"]),
     "output without a suffix": ([*SAMPLE, "-o", "clip"], 2, ["clip", ".mp4"]),
     "several frames in a png": ([*SAMPLE, "-o", "a.png", "--frames", "2"], 2, ["a.png", "1 frame"]),
+    "the model's frames in a png": ([*SAMPLE, "-o", "a.png"], 2, ["a.png", "1 frame, not"]),
+    "two scales for one transformer": ([*SAMPLE, "--guidance", "4,3"], 2, ["--guidance 4,3", "nearest is 4"]),
+    "output of a long name": ([*SAMPLE, "-o", "x" * 300 + ".mp4"], 1, ["longer than 255 bytes"]),
+    "shape of nothing": (["train", "dit", "shape.toml"], 2, ["0x0x0", "from 16 to 16384"]),
+    "autoencoder of no width": (["train", "autoencoder", "width.toml"], 2, ["dim is 0", "nearest is 1"]),
     "output in a missing folder": ([*SAMPLE, "-o", "nowhere/a.mp4"], 1, ["nowhere", "does not exist"]),
     "output that exists": ([*SAMPLE, "-o", "taken.mp4"], 1, ["taken.mp4", "--overwrite"]),
     "output that is a folder": ([*SAMPLE, "-o", "folder.mp4"], 1, ["folder.mp4", "folder"]),
@@ -104,7 +109,7 @@ CASES: dict[str, tuple[list[str], int, list[str]]] = {
     "scenes in a missing folder": (["scenes", "nowhere/out"], 1, ["nowhere", "does not exist"]),
     "scenes over other files": (["scenes", "."], 1, ["empty folder"]),
     "no scenes": (["scenes", "out", "--count", "0"], 2, ["--count 0", "nearest is 1"]),
-    "missing config": (["train", "dit", "no-such.toml"], 2, ["no-such.toml"]),
+    "missing config": (["train", "dit", "no-such.toml"], 1, ["no-such.toml", "cannot be read"]),
     "config of another kind": (["train", "autoencoder", "bad.toml"], 2, ["stepz", "nearest"]),
     "no questions": (["eval", "--prompts", "0"], 2, ["--prompts 0", "nearest is 1"]),
     "unknown split": (["eval", "--split", "train"], 2, ["'train'", "held-out, training", "nearest is training"]),
@@ -131,6 +136,9 @@ def results(tmp_path_factory):
     (folder / "taken.mp4").write_bytes(b"mine")
     (folder / "folder.mp4").mkdir()
     (folder / "bad.toml").write_text('out = "runs/x"\n[loop]\nstepz = 3\n')
+    loop = "[loop]\nsteps = 1\n"
+    (folder / "shape.toml").write_text(f'out = "x"\nautoencoder = "y"\n{loop}[[phase]]\ncommon = ["0x0x0"]\n')
+    (folder / "width.toml").write_text(f'out = "x"\n{loop}[arch]\ndim = 0\n')
     before = sorted(path.name for path in folder.rglob("*"))
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],

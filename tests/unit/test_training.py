@@ -3,13 +3,16 @@ that was not.
 """
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
-from dit_video.errors import CheckpointError
+from dit_video.checkpoints.files import load_tensors, save_tensors
+from dit_video.errors import CheckpointError, UsageError
 from dit_video.flow.loss import add_noise, flow_loss, sample_sigmas
+from dit_video.models.wan.pipeline import WanCheckpoint
 from dit_video.train import autoencoder, dit
 from dit_video.train.config import (
     AutoencoderArch,
@@ -123,6 +126,57 @@ def test_resumed_is_bit_for_bit_the_run_that_was_not_stopped(trained, tmp_path):
     assert_same_checkpoint(parts, whole)
 
 
+def test_the_autoencoder_resumes_bit_for_bit(tmp_path):
+    def config(name, steps):
+        loop, optim = dataclasses.replace(LOOP, steps=steps), OptimConfig(adam_lr=5e-4, muon_lr=0.005)
+        return AutoencoderConfig(
+            out=str(tmp_path / name), arch=ARCH, loop=loop, optim=optim, data=PHASE, batch_pixels=30_000
+        )
+
+    autoencoder.train(config("whole", 6), resume=False, report=silent)
+    autoencoder.train(config("parts", 3), resume=False, report=silent)
+    autoencoder.train(config("parts", 6), resume=True, report=silent)
+    assert_same_checkpoint(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_an_autoencoder_begins_from_another(trained, tmp_path):
+    config = AutoencoderConfig(
+        out=str(tmp_path / "next"), arch=ARCH, loop=dataclasses.replace(LOOP, steps=1), optim=OptimConfig(adam_lr=0.0),
+        data=PHASE, batch_pixels=30_000, init_from=str(trained[0]),
+    )  # fmt: skip
+    autoencoder.train(config, resume=False, report=silent)
+    first, second = (autoencoder.load_autoencoder(folder) for folder in (trained[0], tmp_path / "next"))
+    torch.testing.assert_close(second.state_dict(), first.state_dict(), rtol=1e-5, atol=1e-6)
+    other = dataclasses.replace(config, out=str(tmp_path / "other"), arch=dataclasses.replace(ARCH, z_dim=12))
+    with pytest.raises(CheckpointError, match="its z_dim is 8, and this config's \\[arch\\] has 12"):
+        autoencoder.train(other, resume=False, report=silent)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_transformer_begins_from_another(trained, tmp_path):
+    config = dit_config(trained[0], tmp_path / "first", steps=1)
+    dit.train(config, resume=False, report=silent)
+    model = tmp_path / "first" / "model"
+    start = dit.build(dataclasses.replace(config, init_from=str(model)))
+    expected = WanCheckpoint.open(model).load_dit(dtype=torch.float32).state_dict()
+    torch.testing.assert_close(start.dit.state_dict(), expected)
+    wide = dataclasses.replace(config, init_from=str(model), arch=dataclasses.replace(config.arch, text_ffn=48))
+    with pytest.raises(CheckpointError, match="its text encoder is of another size"):
+        dit.build(wide)
+    with pytest.raises(CheckpointError, match="no channel that keeps the padding out"):
+        dit.build(dataclasses.replace(config, init_from=str(without_guards(model, tmp_path / "free"))))
+
+
+def without_guards(model, out):
+    """A copy of a model's folder whose first block's query norm is an ordinary one."""
+    shutil.copytree(model, out)
+    file = out / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors, _ = load_tensors(file)
+    tensors["blocks.0.attn2.norm_q.weight"] = torch.ones_like(tensors["blocks.0.attn2.norm_q.weight"])
+    save_tensors(tensors, file)
+    return out
+
+
 def train_in_processes(rank, folder, runs):
     """One of two processes that train the runs (config, resume), one after the other."""
     torch.set_num_threads(1)
@@ -194,12 +248,31 @@ def test_a_cached_shard_of_other_settings_is_made_anew(trained, tmp_path):
 def test_nothing_to_resume(trained, tmp_path):
     with pytest.raises(CheckpointError, match=r"has no checkpoint\.pt to resume"):
         dit.train(dit_config(trained[0], tmp_path / "none"), resume=True, report=silent)
+    config = dit_config(tmp_path / "no-autoencoder", tmp_path / "none")
+    with pytest.raises(CheckpointError, match="no-autoencoder"):
+        dit.train(config, resume=False, report=silent)
+    if not torch.cuda.is_available():
+        config = dit_config(trained[0], tmp_path / "none", device="cuda")
+        with pytest.raises(UsageError, match="device is 'cuda': PyTorch finds none"):
+            dit.train(config, resume=False, report=silent)
+    assert not (tmp_path / "none").exists()
 
 
 def test_levels_are_logit_normal_and_shifted():
     sigmas = sample_sigmas(4000, mean=0.0, std=1.0, shift=3.0, generator=torch.Generator().manual_seed(0))
     assert sigmas.min() > 0 and sigmas.max() < 1
     assert float(sigmas.median()) == pytest.approx(0.75, abs=0.005)  # 3 * 0.5 / (1 + 2 * 0.5)
+
+
+def test_a_share_of_the_levels_is_nearly_noise():
+    draw = dict(mean=0.0, std=1.0, shift=1.0)
+    sigmas = sample_sigmas(4000, **draw, generator=torch.Generator().manual_seed(0), noise_share=0.1)
+    usual = sample_sigmas(4000, **draw, generator=torch.Generator().manual_seed(0))
+    assert float((usual > 0.98).float().mean()) < 0.001
+    nearly = sigmas[sigmas > 0.98]
+    assert len(nearly) / len(sigmas) == pytest.approx(0.1, abs=0.001)
+    assert float(nearly.mean()) == pytest.approx(0.99, abs=0.0005) and float(nearly.max()) <= 1
+    assert float(sigmas[sigmas <= 0.98].mean()) == pytest.approx(0.5, abs=0.005)
 
 
 def test_known_frames_carry_no_loss_and_no_noise():

@@ -25,6 +25,8 @@ from dit_video.nn.packing import Pack, make_pack, pack_tokens, unpack_tokens
 from dit_video.nn.patch import Size3, patchify, token_grid, unpatchify
 from dit_video.nn.rope import rms_norm_rotate
 
+GUARD = 30.0  # the weight of the query's norm in the channels that keep the padding out
+
 
 @dataclass(frozen=True, kw_only=True)
 class DiTConfig:
@@ -133,9 +135,14 @@ class CrossAttention(Attention):
     def init_guards(self) -> None:
         """Start deaf to padding: see `WanDiT.init_weights`."""
         guards = self._guards()
-        self.q.weight[guards], self.q.bias[guards], self.norm_q.weight[guards] = 0, 10, 30
+        self.q.weight[guards], self.q.bias[guards], self.norm_q.weight[guards] = 0, 10, GUARD
         self.k.weight[guards], self.k.bias[:] = 0, 0
         self.k.bias[guards] = -0.05
+
+    @property
+    def guarded(self) -> bool:
+        """Whether the guards are there."""
+        return bool((self.norm_q.weight[self._guards()] == GUARD).all())
 
     def hold_guards(self) -> None:
         """Keep the guards as they are while the rest is trained."""
@@ -289,6 +296,11 @@ class WanDiT(nn.Module):
 
         clips = unpack_tokens(self.head(x, e, pack), pack)  # (n_i, p q r C) each
         return [unpatchify(tokens, grid, config.patch) for tokens, grid in zip(clips, grids, strict=True)]
+
+    @property
+    def guarded(self) -> bool:
+        """Whether these weights began with `init_weights`, and so may be held."""
+        return all(cast(Block, block).cross_attn.guarded for block in self.blocks)
 
     def hold_padding_out(self) -> None:
         """Keep cross-attention deaf to padding while the rest is trained: of weights that began with `init_weights`."""

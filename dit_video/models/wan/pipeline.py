@@ -220,13 +220,16 @@ def _overridden(defaults: Defaults, ours: Mapping[str, Any], file: Path) -> Defa
             raise CheckpointError(f"{file}: unknown key {key!r}; the known ones are {', '.join(_DVGEN_JSON)}.")
         kind, rule = _DVGEN_JSON[key]
         wrong = (
-            isinstance(value, bool) or not isinstance(value, kind) or (key == "guidance" and not _is_guidance(value))
+            isinstance(value, bool)
+            or not isinstance(value, kind)
+            or (key == "guidance" and not _is_guidance(value))
+            or (key == "knows" and not all(map(_are_words, value.values())))
         )
         if wrong or (kind in (_COUNT[0], _NUMBER[0]) and not value > 0):
             raise CheckpointError(f"{file}: {key} is {value!r}; it must be {rule}.")
     if "size" in values:
         try:
-            values["width"], values["height"] = parse_size(values.pop("size"))
+            values["width"], values["height"] = parse_size(values.pop("size"), name="size")
         except UsageError as error:
             raise CheckpointError(f"{file}: {error}") from error
     if "guidance" in values:
@@ -242,6 +245,10 @@ def _overridden(defaults: Defaults, ours: Mapping[str, Any], file: Path) -> Defa
 
 def _is_guidance(value: list[Any]) -> bool:
     return len(value) in (1, 2) and all(isinstance(scale, (int, float)) for scale in value)
+
+
+def _are_words(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(word, str) for word in value)
 
 
 def _scheduler(shift: float) -> dict[str, Any]:
