@@ -72,14 +72,6 @@ class Grid:
         t, h, w = self.patch
         return latent.frames // t, latent.height // h, latent.width // w
 
-    def decoded(self, latent: LatentShape) -> VideoShape:
-        """The pixels that the VAE decodes from a latent shape."""
-        return VideoShape(
-            num_frames=1 + (latent.frames - 1) * self.stride[0],
-            height=latent.height * self.stride[1],
-            width=latent.width * self.stride[2],
-        )
-
 
 def parse_size(text: str, *, name: str = "--size") -> tuple[int, int]:
     """(width, height) from "640x360"; `name` is what the message calls it.

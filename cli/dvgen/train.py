@@ -25,10 +25,10 @@ def autoencoder(config: Config, resume: Resume = False, quiet: Quiet = False) ->
     """Train the causal video autoencoder on the procedural world."""
     from dit_video.train.config import AutoencoderConfig, load_config
 
-    load_config(config, AutoencoderConfig)  # a mistake in it is said before torch loads
-    from dit_video.train.run import train_autoencoder
+    wanted = load_config(config, AutoencoderConfig)  # a mistake in it is said before torch loads
+    from dit_video.train import autoencoder as training
 
-    _say(train_autoencoder(config, resume=resume, reporter=_reporter(quiet)))
+    _say(training.train(wanted, resume=resume, report=_reporter(quiet)))
 
 
 @app.command()
@@ -36,10 +36,10 @@ def dit(config: Config, resume: Resume = False, quiet: Quiet = False) -> None:
     """Train the diffusion transformer and its text encoder on the latents of an autoencoder."""
     from dit_video.train.config import DiTTrainConfig, load_config
 
-    load_config(config, DiTTrainConfig)
-    from dit_video.train.run import train_dit
+    wanted = load_config(config, DiTTrainConfig)
+    from dit_video.train import dit as training
 
-    _say(train_dit(config, resume=resume, reporter=_reporter(quiet)))
+    _say(training.train(wanted, resume=resume, report=_reporter(quiet)))
 
 
 def _say(folder: Path) -> None:

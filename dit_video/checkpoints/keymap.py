@@ -1,8 +1,8 @@
 """Key tables: how tensor names of one layout map to ours, in both directions, exactly one row per key.
 
-A row is a pair of names with slots: `Row("blocks.{i}.self_attn.q.{p}", "blocks.{i}.attn1.to_q.{p}")`. `{i}` (and
-`{j}`, `{k}`) match a whole
-number, `{p}` matches `weight` or `bias`. A table is checked by a test that every name of a full-size model is covered.
+A row is a pair of names with slots: `Row("blocks.{i}.self_attn.q.{p}", "blocks.{i}.attn1.to_q.{p}")`. `{i}` and `{j}`
+match a whole number, `{p}` matches `weight` or `bias`. A test checks that a table covers every name of a full-size
+model.
 """
 
 import re
@@ -12,7 +12,7 @@ from functools import cached_property
 
 from dit_video.errors import CheckpointError
 
-_SLOTS = {"i": r"\d+", "j": r"\d+", "k": r"\d+", "p": r"weight|bias"}
+_SLOTS = {"i": r"\d+", "j": r"\d+", "p": r"weight|bias"}
 
 
 def _pattern(template: str) -> re.Pattern[str]:

@@ -41,9 +41,6 @@ class Levels:
     sigmas: Tensor
     timesteps: Tensor
 
-    def __len__(self) -> int:
-        return len(self.timesteps)
-
 
 def flow_levels(steps: int, *, shift: float, convention: str = "release", solver: str = "unipc") -> Levels:
     """The levels that `solver` visits in `steps` steps, bit for bit those of the reference that `convention` names.

@@ -20,8 +20,8 @@ def sample_sigmas(
     next to nothing.
 
     The draws are stratified: one in each of `count` equal slices of the distribution, in random order, so that every
-    batch covers all
-    levels (the low-discrepancy sampling of Variational Diffusion Models, arXiv 2107.00630, appendix I.1).
+    batch covers all levels (the low-discrepancy sampling of Variational Diffusion Models, arXiv 2107.00630, appendix
+    I.1).
     """
     order = torch.randperm(count, generator=generator)
     uniform = ((order + torch.rand(count, generator=generator)) / count).double()
@@ -49,9 +49,8 @@ def flow_loss(
 ) -> Tensor:
     """Mean squared error of the velocity eps - x0 over all unknown latents of a pack.
 
-    Shapes per clip: velocity, clean, noise (C, T, H, W); sigmas (T,), where level 0 marks a known frame, which
-    carries no loss; weights None
-    or (T, H, W), a weight per latent position.
+    Shapes per clip: velocity, clean, noise (C, T, H, W); sigmas (T,), where level 0 marks a known frame, which carries
+    no loss; weights None or (T, H, W), a weight per latent position.
     """
     total, count = velocity[0].new_zeros(()), velocity[0].new_zeros(())
     for v, x0, eps, sigma, weight in zip(velocity, clean, noise, sigmas, weights, strict=True):

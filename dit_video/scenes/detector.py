@@ -34,9 +34,8 @@ MAX_FRAMES = 33  # of longer clips, frames are taken evenly
 MAX_SHORTER_SIDE = 192  # larger clips are averaged down
 
 # Colour, in 8-bit RGB.
-FAR_FROM_PALETTE = (
-    45.0  # beyond this from every palette colour, a colour has no name; half the least distance between two
-)
+# Beyond this from every palette colour a colour has no name; half the least distance between two.
+FAR_FROM_PALETTE = 45.0
 DIFFERS = 40  # in some channel, for a pixel not to be background
 BACKGROUND_SHARE = 0.5  # of all pixels that must have the background's colour
 COLOUR_LEAD = 1.5  # how many times more pixels than the next colour the object's must have
@@ -62,10 +61,8 @@ AT_REST, MOVED = 0.08, 0.15  # at most and at least this span
 SAME_SIZE, RESIZED = 1.2, 1.4
 SIZE_SCATTER = 0.1  # of the size about its trend, relative
 LINE_MISFIT, BOUNCE_MISFIT, CIRCLE_MISFIT = 0.1, 0.2, 0.15  # rms, relative to the span
-ALONG, ACROSS = (
-    0.5,
-    0.25,
-)  # an axis at least / at most this share of the larger displacement is / is not part of the direction
+# An axis with at least / at most this share of the larger displacement is / is not part of the direction.
+ALONG, ACROSS = 0.5, 0.25
 CIRCLE_ROUND = 0.3  # least ratio of a circle's two diameters
 SPUN, SPIN_GAIN = np.pi / 3, 0.02  # least rotation, and how much better it must explain the masks than none
 
@@ -78,9 +75,6 @@ class Detection:
     colour: str | None
     background: str | None
     motion: str | None
-
-
-NOTHING = Detection(shape=None, colour=None, background=None, motion=None)
 
 
 @dataclass(frozen=True)
@@ -195,9 +189,8 @@ def _largest_pieces(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Works on runs of pixels: those that overlap in neighbouring rows are joined, and take the least label in reach.
     """
     num_frames, height, width = mask.shape
-    padded = np.zeros(
-        (num_frames, height + 1, width + 2), np.int8
-    )  # an empty row between frames, empty columns between rows
+    # an empty row between frames, empty columns between rows
+    padded = np.zeros((num_frames, height + 1, width + 2), np.int8)
     padded[:, :-1, 1:-1] = mask
     edges = np.flatnonzero(np.diff(padded.reshape(-1)))
     start, stop, stride = edges[::2], edges[1::2], width + 2

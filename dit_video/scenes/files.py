@@ -51,11 +51,11 @@ def _check(
     if size and not MIN_SIDE <= min(size) <= max(size) <= MAX_SIDE:
         nearest = "x".join(str(min(max(side, MIN_SIDE), MAX_SIDE)) for side in size)
         raise UsageError(
-            f"size {size[0]}x{size[1]}: the world has sides of {MIN_SIDE} to {MAX_SIDE}; the nearest is {nearest}."
+            f"--size {size[0]}x{size[1]}: the world has sides of {MIN_SIDE} to {MAX_SIDE}; the nearest is {nearest}."
         )
     if num_frames is not None and not 1 <= num_frames <= MAX_FRAMES:
         nearest = str(min(max(num_frames, 1), MAX_FRAMES))
-        raise UsageError(f"{num_frames} frames: clips of the world have 1 to {MAX_FRAMES}; the nearest is {nearest}.")
+        raise UsageError(f"--frames {num_frames}: clips of the world have 1 to {MAX_FRAMES}; the nearest is {nearest}.")
     if not folder.absolute().parent.is_dir():
         raise MediaError(f"{folder}: the folder {folder.parent} does not exist; create it first.")
     if folder.exists() and not folder.is_dir():

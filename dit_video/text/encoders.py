@@ -60,11 +60,6 @@ class TextEncoder:
         tokenizer = load_tokenizer(tokenizer_dir)
         return cls(_load_module(text_encoder_dir, dtype).to(device), tokenizer)
 
-    @property
-    def dim(self) -> int:
-        """The width of an embedding."""
-        return self.module.config.d_model
-
     def token_ids(self, prompt: str, max_length: int = MAX_LENGTH) -> list[int]:
         """The 1 to `max_length` token ids of a cleaned prompt; a longer one is cut before the closing `</s>`."""
         self.tokenizer.enable_truncation(max_length)

@@ -45,10 +45,9 @@ def initialise(vae: WanVAE, video: Tensor) -> None:
     """Fit the ends of `vae` to `video` (B, 3, T, H, W) in [-1, 1]; every residual block between starts as the identity.
 
     The encoder's first layer takes principal components of the pixel patches (each with both signs, since silu(x) -
-    silu(-x) = x), its head whitens
-    principal components of what the average-down shortcuts bring; the decoder's first layer spreads latents over its
-    channels, its head is the
-    least-squares map from what the duplicate-up shortcuts bring to the pixels.
+    silu(-x) = x), its head whitens principal components of what the average-down shortcuts bring; the decoder's first
+    layer spreads latents over its channels, its head is the least-squares map from what the duplicate-up shortcuts
+    bring to the pixels.
     """
     for name, parameter in vae.named_parameters():
         if name.endswith((".residual.6.weight", ".residual.6.bias", ".proj.weight", ".proj.bias")):

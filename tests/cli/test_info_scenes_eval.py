@@ -1,6 +1,11 @@
 """`dvgen info`, `scenes`, `eval` and `train`: that they say and write what they should."""
 
 import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -92,3 +97,35 @@ def test_sample_of_a_folder_uses_its_defaults(ti2v: Path, tmp_path: Path):
     about = json.loads(found.stdout)
     assert (about["width"], about["height"], about["steps"]) == (64, 32, 2)
     assert probe(tmp_path / "a.mp4").frames == 3
+
+
+def test_the_shipped_model_says_what_it_never_learnt_and_what_it_knows(tmp_path: Path):
+    still = ["--size", "32x32", "--frames", "1", "--steps", "1", "-o", tmp_path / "a.png"]
+    found = run("sample", "a cat on a beach", *still)
+    assert re.search(r"never learnt the words 'cat', 'beach'; `dvgen info`", found.stderr)
+    assert found.stderr.count("never learnt") == 1 and probe(tmp_path / "a.png").frames == 1
+    assert "never learnt" not in run("sample", "a red ball on a white background", *still, "--overwrite").stderr
+    knows = json.loads(run("info", "default", "--json").stdout)["knows"]
+    assert "ball" in knows["objects"] and "gray" in knows["backgrounds"] and "bouncing" in knows["motions"]
+    assert "motions: still, moving left" in run("info", "default").stdout
+
+
+@pytest.mark.slow
+def test_a_wheel_carries_the_default_checkpoint(tmp_path: Path):
+    """Unpacked in an empty folder, it samples with no other file of this project in reach."""
+    root = Path(__file__).parents[2]
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(root)]
+    subprocess.run(build, check=True)
+    (wheel,) = tmp_path.glob("dvgen-*.whl")
+    place = tmp_path / "elsewhere"
+    zipfile.ZipFile(wheel).extractall(place)
+    program = (
+        "import sys, dit_video; print(dit_video.__file__); import dvgen.main; sys.argv[0] = 'dvgen'; dvgen.main.run()"
+    )
+    command = ["-c", program, "sample", "a red ball", "--size", "32x32", "--frames", "1", "--steps", "1", "-o", "a.png"]
+    environment = {**os.environ, "PYTHONPATH": str(place)}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == [str(place / "dit_video" / "__init__.py"), "a.png"]
+    assert probe(tmp_path / "a.png").width == 32

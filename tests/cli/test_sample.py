@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -193,13 +194,33 @@ def program(*arguments: str, **options: object) -> subprocess.Popen:
 
 
 def test_the_real_program(folder: Path):
-    """The smoke test of a continuous integration: the size of the demo, well under 20 s."""
+    """The smoke test of a continuous integration, at the size of the demo: under 20 s on two cores."""
+    before = os.times()
     process = program("sample", "a red ball", "--random-weights", "--size", "640x360", "--frames", "48", "--seed", "1")
     stdout, stderr = process.communicate(timeout=120)
+    after = os.times()
+    assert sum(after[2:4]) - sum(before[2:4]) < 40  # seconds of the processor: two cores for 20 s
     assert process.returncode == 0, stderr
     assert stdout == "a-red-ball-1.mp4\n"
     assert probe("a-red-ball-1.mp4") == (640, 360, 48)
     assert [path.name for path in folder.iterdir()] == ["a-red-ball-1.mp4"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_bars_are_drawn_in_a_terminal(folder: Path):
+    ours, theirs = os.openpty()
+    process = program("sample", "a", *QUICK, "--size", "32x32", "--frames", "2", "--seed", "1", stderr=theirs)
+    os.close(theirs)
+    drawn = b""
+    with suppress(OSError):  # how Linux says that the other end is closed
+        while part := os.read(ours, 65536):
+            drawn += part
+    os.close(ours)
+    assert process.wait(timeout=60) == 0 and process.stdout.read() == "a-1.mp4\n"
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn.decode())
+    for stage in ("load program", "load text encoder", "text", "load transformer", "steps", "decode"):
+        assert re.search(rf"^\r?{stage} +━+", text, re.MULTILINE), (stage, text)
+    assert "\r" in text and "seed 1" in text
 
 
 def test_interrupt_ends_with_130_and_leaves_nothing(folder: Path):

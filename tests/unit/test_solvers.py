@@ -137,7 +137,7 @@ def test_reports_every_step(solver: str):
 @pytest.mark.parametrize("shift", [0.5, 1.0, 12.0])
 def test_levels_fall_to_exactly_zero(solver: str, convention: str, steps: int, shift: float):
     levels = flow_levels(steps, shift=shift, convention=convention, solver=solver)
-    assert len(levels) == steps == len(levels.sigmas) - 1
+    assert len(levels.timesteps) == steps == len(levels.sigmas) - 1
     assert levels.sigmas[-1].item() == 0
     assert (levels.sigmas.diff() < 0).all()
     assert 0.998 < levels.sigmas[0].item() <= 1
