@@ -1,9 +1,11 @@
 """Training speed of the DiT: forward and backward of packs of small clips under bfloat16 autocast.
 
-    OMP_NUM_THREADS=2 python benchmarks/bench_dit.py [--packs 8] [--tokens 2048] [--compile] [--profile]
+    OMP_NUM_THREADS=2 python benchmarks/bench_dit.py [--packs 8] [--tokens 2048] [--attention sdpa] [--compile]
+    [--profile]
 
 Prints tokens/s of wall time and of CPU time (on a shared machine the second is the steadier), and with --profile
-where the time goes; --compile fuses the elementwise functions first.
+where the time goes; --compile fuses the elementwise functions first; --attention chooses a backend of
+nn/attention.py.
 """
 
 import argparse
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dit_video.models.wan.dit import DiTConfig, WanDiT
-from dit_video.nn import fusion
+from dit_video.nn import attention, fusion
 
 CONFIG = DiTConfig(dim=256, ffn_dim=1024, num_heads=4, num_layers=10, in_dim=32, out_dim=32, text_dim=128)
 
@@ -51,10 +53,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--packs", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--attention", choices=["tiled", "sdpa"], default="tiled")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--profile", action="store_true")
     args = parser.parse_args()
     fusion.enable(args.compile)
+    if args.attention == "sdpa":
+        attention.TILED_MAX_LENGTH = 0  # no clip is short enough for the other one
 
     torch.manual_seed(0)
     model = WanDiT(CONFIG)

@@ -4,9 +4,8 @@ decode time.
     python benchmarks/compare_autoencoders.py runs/vae-a runs/vae-b --clips 200
 
 Each line is one autoencoder: agreement of the detector (all four fields right, of those it gets right on the original
-pixels) on plain reconstructions
-and on latents with noise of mean square 0.02 and 0.1; PSNR over the object's box and over the frame; seconds to
-decode 640x384x49 in bfloat16.
+pixels) on plain reconstructions and on latents with noise of mean square 0.02 and 0.1; PSNR over the object's box and
+over the frame; seconds to decode 640x384x49 in bfloat16.
 """
 
 import argparse

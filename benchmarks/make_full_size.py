@@ -1,12 +1,10 @@
-"""Write a random checkpoint of a public model's full size, to try the ordinary command on it: nothing in dvgen is
-special to the small model.
+"""Write a random checkpoint of a public model's full size, to show that nothing in dvgen is special to the small one.
 
     python benchmarks/make_full_size.py T2V-1.3B /tmp/wan-1.3b
     dvgen sample "a red ball" --model /tmp/wan-1.3b --size 128x96 --frames 5 --steps 2
 
 The transformer and the autoencoder have their full sizes in bfloat16 (3 GB for T2V-1.3B); the text encoder is one
-narrow layer of the full width
-with a vocabulary of words, since UMT5-XXL alone would take 11 GB.
+narrow layer of the full width with a vocabulary of words, since UMT5-XXL alone would take 11 GB.
 """
 
 import argparse
