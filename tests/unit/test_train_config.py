@@ -1,6 +1,6 @@
 import pytest
 
-from dit_video.errors import UsageError
+from dit_video.errors import DvgenError, UsageError
 from dit_video.train.config import AutoencoderConfig, DiTTrainConfig, load_config
 
 
@@ -54,5 +54,5 @@ def test_mistakes_are_named(tmp_path, text, said):
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(DvgenError, match="cannot be read"):
         load_config(tmp_path / "none.toml", AutoencoderConfig)
