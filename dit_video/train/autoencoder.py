@@ -69,6 +69,9 @@ def train(config: AutoencoderConfig, *, resume: bool, report: Reporter) -> Path:
         initialise(vae, first_look(config))
     else:
         vae.load_state_dict(start.state_dict())
+    if config.decoder_only:
+        vae.encoder.requires_grad_(False)
+        vae.conv1.requires_grad_(False)
     vae.to(config.loop.device)
     grid = Grid(stride=vae.config.stride)
     run = Run(
@@ -101,7 +104,9 @@ def train(config: AutoencoderConfig, *, resume: bool, report: Reporter) -> Path:
     fit(run, step, lambda path: reconstruction_sheet(vae, path), report)
     run.ema.swap()
     if rank == 0:
-        save_autoencoder(with_statistics(vae, config), folder)
+        save_autoencoder(
+            _finished(vae, start.config) if start and config.decoder_only else with_statistics(vae, config), folder
+        )
     run.ema.swap()
     distributed.stop()
     return folder
@@ -147,7 +152,8 @@ def reconstruction_loss(
     The noise is relative to the channel's own deviation in the batch, so inflating the latents cannot escape it.
     """
     with torch.autocast(video.device.type, torch.bfloat16, enabled=config.loop.bf16):
-        mean, _ = vae.encode_moments(video)
+        with torch.set_grad_enabled(not config.decoder_only):
+            mean, _ = vae.encode_moments(video)
         mean = mean.float()
         deviation = mean.std(dim=(0, 2, 3, 4), keepdim=True)
         level = torch.randn(len(mean), 1, 1, 1, 1, generator=generator).abs().to(mean) * config.latent_noise
@@ -175,9 +181,13 @@ def with_statistics(vae: WanVAE, config: AutoencoderConfig) -> WanVAE:
         count, clips = count + latents.shape[1], clips + min(8, len(video))
     mean = total / count
     std = (squares / count - mean.square()).sqrt()
-    finished = WanVAE(
-        dataclasses.replace(vae.config, latents_mean=tuple(mean.tolist()), latents_std=tuple(std.tolist()))
-    )
+    statistics = {"latents_mean": tuple(mean.tolist()), "latents_std": tuple(std.tolist())}
+    return _finished(vae, dataclasses.replace(vae.config, **statistics))
+
+
+def _finished(vae: WanVAE, config: VAEConfig) -> WanVAE:
+    """A copy of `vae` with another config."""
+    finished = WanVAE(config)
     finished.load_state_dict(vae.state_dict())
     return finished
 

@@ -159,8 +159,15 @@ class AutoencoderConfig:
     edge_weight: float = 0.0
     """Weight of the error of the differences between neighbouring pixels."""
     init_from: str = ""
+    """A run or a diffusers folder to begin with."""
+    decoder_only: bool = False
+    """Leave the encoder of `init_from` as it is, and its latents: a transformer that was trained on them still fits."""
 
     def __post_init__(self) -> None:
+        if self.decoder_only and not self.init_from:
+            raise UsageError(
+                "decoder_only is true, but init_from is empty: name the autoencoder whose encoder to keep."
+            )
         _at_least("batch_pixels", self.batch_pixels, 1)
         for name in ("latent_noise", "object_weight", "edge_weight"):
             _at_least(name, getattr(self, name), 0)

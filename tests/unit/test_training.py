@@ -147,6 +147,15 @@ def test_an_autoencoder_begins_from_another(trained, tmp_path):
     autoencoder.train(config, resume=False, report=silent)
     first, second = (autoencoder.load_autoencoder(folder) for folder in (trained[0], tmp_path / "next"))
     torch.testing.assert_close(second.state_dict(), first.state_dict(), rtol=1e-5, atol=1e-6)
+    loop = dataclasses.replace(LOOP, steps=4)  # among them a clip, for the layers that look back in time
+    half = dataclasses.replace(
+        config, out=str(tmp_path / "half"), loop=loop, optim=OptimConfig(adam_lr=1e-3), decoder_only=True
+    )
+    autoencoder.train(half, resume=False, report=silent)
+    third = autoencoder.load_autoencoder(tmp_path / "half")
+    assert third.config == first.config
+    same = {name for name, value in third.state_dict().items() if torch.equal(value, first.state_dict()[name])}
+    assert same == {name for name in first.state_dict() if name.startswith(("encoder.", "conv1."))}
     other = dataclasses.replace(config, out=str(tmp_path / "other"), arch=dataclasses.replace(ARCH, z_dim=12))
     with pytest.raises(CheckpointError, match="its z_dim is 8, and this config's \\[arch\\] has 12"):
         autoencoder.train(other, resume=False, report=silent)
