@@ -181,8 +181,8 @@ def with_statistics(vae: WanVAE, config: AutoencoderConfig) -> WanVAE:
         count, clips = count + latents.shape[1], clips + min(8, len(video))
     mean = total / count
     std = (squares / count - mean.square()).sqrt()
-    statistics = {"latents_mean": tuple(mean.tolist()), "latents_std": tuple(std.tolist())}
-    return _finished(vae, dataclasses.replace(vae.config, **statistics))
+    measured = dataclasses.replace(vae.config, latents_mean=tuple(mean.tolist()), latents_std=tuple(std.tolist()))
+    return _finished(vae, measured)
 
 
 def _finished(vae: WanVAE, config: VAEConfig) -> WanVAE:
