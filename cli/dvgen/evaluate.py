@@ -11,6 +11,7 @@ from dit_video.atomic import replacing
 from dit_video.checkpoints.files import find_checkpoint
 from dit_video.errors import UsageError
 from dit_video.shapes import VideoShape, parse_size
+from dit_video.video.output import check_file
 from dvgen import console, options
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def evaluate(
     _check(request)
     for option, path, suffix in (("--json", as_json, ".json"), ("--sheet", sheet, ".png")):
         if path:
-            options.check_file(option, path, (suffix,), overwrite=overwrite)
+            check_file(path, (suffix,), overwrite=overwrite, option=option)
 
     from dit_video import evaluate as evaluation
 

@@ -9,6 +9,7 @@ import typer
 
 from dit_video.checkpoints.files import find_checkpoint
 from dit_video.errors import MediaError
+from dit_video.video.output import SUFFIXES
 from dvgen import console
 
 
@@ -27,7 +28,7 @@ def info(
 
 
 def _video(path: Path) -> dict[str, Any]:
-    from dit_video.video.io import SUFFIXES, probe
+    from dit_video.video.io import probe
 
     if path.suffix.lower() in (".safetensors", ".json", ".toml", ".pt", ".bin", ".gguf"):
         raise MediaError(f"{path}: is not a video ({', '.join(SUFFIXES)}) nor a checkpoint's folder; pass the folder.")

@@ -5,7 +5,6 @@ Values arrive as text, so that each error can name the value as it was typed, th
 
 import difflib
 import math
-import os
 import re
 import secrets
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from dit_video.atomic import numbered
-from dit_video.errors import MediaError, UsageError
+from dit_video.errors import UsageError
 
 T = TypeVar("T")
 
@@ -30,10 +29,7 @@ SHIFT = (0.1, 100.0)
 GUIDANCE = (1.0, 100.0)
 MAX_SEED = 2**63 - 1
 MAX_FRAMES = 100_000
-VIDEO_SUFFIXES = (".mp4", ".webm", ".gif", ".png")
-MAX_GIF_FPS = 50
 NAME_LENGTH = 60
-MAX_NAME_BYTES = 255  # of every usual file system
 
 
 def given(text: str | None, parse: Callable[[str], T]) -> T | None:
@@ -195,38 +191,3 @@ def made_name(prompt: str, seed: int, suffix: str, folder: Path) -> Path:
         slug = longer
     slug = slug.encode()[:NAME_LENGTH].decode(errors="ignore")
     return next(path for path in numbered(folder / f"{slug}-{seed}{suffix}") if not path.exists())
-
-
-def check_file(option: str, path: Path, suffixes: Sequence[str], *, overwrite: bool) -> None:
-    """Refuses a file that could not be written, before anything is computed for it.
-
-    Raises:
-        UsageError: a name that ends in none of `suffixes`.
-        MediaError: a missing or read-only folder, a folder of that name, or a file that exists without `overwrite`.
-    """
-    if len(os.fsencode(path.name)) > MAX_NAME_BYTES:
-        rule = f"the file name is longer than {MAX_NAME_BYTES} bytes; choose a shorter one"
-        raise MediaError(f"{option} {path.name[:40]}...: {rule}.")
-    if path.is_dir() or not path.name:
-        raise MediaError(f"{option} {path}: this is a folder; name a file in it.")
-    if path.suffix.lower() not in suffixes:
-        rule = f"must end in {' or '.join(suffixes)}"
-        raise UsageError(f"{option} {path}: the name {rule}; the nearest is {path.with_suffix(suffixes[0])}.")
-    if not path.parent.is_dir():
-        raise MediaError(f"{option} {path}: the folder {path.parent} does not exist; create it first.")
-    if path.exists() and not overwrite:
-        raise MediaError(f"{option} {path}: the file exists; choose another name or pass --overwrite.")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise MediaError(f"{option} {path}: the folder {path.parent} is not writable; choose another one.")
-
-
-def check_video_file(option: str, path: Path, *, frames: int, fps: float = 1.0, overwrite: bool) -> None:
-    """As `check_file`, for a video of so many frames. Raises UsageError also for what the kind of file cannot hold."""
-    suffix = path.suffix.lower()
-    if suffix == ".png" and frames != 1:
-        nearest = path.with_suffix(".mp4")
-        raise UsageError(f"{option} {path}: a .png holds 1 frame, not {frames}; the nearest is {nearest}.")
-    if suffix == ".gif" and fps > MAX_GIF_FPS:
-        rule = f"a .gif plays at most {MAX_GIF_FPS} frames per second, not {fps:g}"
-        raise UsageError(f"{option} {path}: {rule}; the nearest is --fps {MAX_GIF_FPS}.")
-    check_file(option, path, VIDEO_SUFFIXES, overwrite=overwrite)

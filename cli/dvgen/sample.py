@@ -11,6 +11,7 @@ import typer
 from dit_video.checkpoints.files import find_checkpoint, read_json
 from dit_video.errors import UsageError
 from dit_video.shapes import VideoShape, parse_size
+from dit_video.video.output import check_file, check_video
 from dvgen import console, options
 
 if TYPE_CHECKING:
@@ -153,11 +154,11 @@ def _check(request: Request) -> None:
             frames = read_json(ours).get("frames")
     if request.output:
         frames = frames if isinstance(frames, int) else 1  # what cannot be told yet is checked again later
-        options.check_video_file(
-            "--output", request.output, frames=frames, fps=request.fps or 1.0, overwrite=request.overwrite
-        )
+        fps = request.fps or 1.0
+        check_video(request.output, frames, fps=fps, overwrite=request.overwrite, option="--output")
     if request.save_latents:
-        options.check_file("--save-latents", request.save_latents, (".safetensors",), overwrite=request.overwrite)
+        suffixes = (".safetensors",)
+        check_file(request.save_latents, suffixes, overwrite=request.overwrite, option="--save-latents")
 
 
 def _refuse_two_scales(guidance: tuple[float, ...]) -> None:
@@ -182,7 +183,7 @@ def _make(request: Request, speaker: console.Speaker) -> "Result":
     clip, settings = _resolve(request, checkpoint, fps)
     suffix = ".png" if clip.shape.num_frames == 1 else ".mp4"
     output = request.output or options.made_name(clip.prompt, clip.seed, suffix, Path())
-    options.check_video_file("--output", output, frames=clip.shape.num_frames, fps=fps, overwrite=request.overwrite)
+    check_video(output, clip.shape.num_frames, fps=fps, overwrite=request.overwrite, option="--output")
     speaker.note(f"seed {clip.seed}{' (drawn)' if request.seed_drawn else ''}")
     plan = check_memory(checkpoint, clip.shape, itemsize=dtype.itemsize, available=available_memory(device))
     speaker.note(_what_it_takes(plan, settings, device))

@@ -22,14 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dit_video import atomic
-from dit_video.errors import MediaError, UsageError
+from dit_video.errors import MediaError
+from dit_video.video.output import check_video
 
 Frames = NDArray[np.uint8]
-
-SUFFIXES = (".mp4", ".webm", ".gif", ".png")
-MAX_FPS = 1000
-MAX_NAME_BYTES = 255  # of every usual file system
-MAX_GIF_FPS = 50  # a GIF counts time in hundredths of a second, and viewers slow delays under two of them down
 
 # RGB -> YUV by the matrix that the tags announce: left to itself swscale converts by bt601, whatever the tags say, and
 # saturated colours come back wrong. setparams writes the tags on the frames, where the encoders look for them.
@@ -74,36 +70,6 @@ class WrittenVideo:
     note: str | None = None
 
 
-def check_output(path: Path, num_frames: int, *, fps: float, overwrite: bool = False) -> None:
-    """Refuses an output that could not be written, before anything heavy is loaded or computed.
-
-    Raises:
-        UsageError: an unknown suffix, several frames for a .png, or a rate that the kind of file cannot hold.
-        MediaError: a missing or read-only folder, or a file that exists when `overwrite` is False.
-    """
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise UsageError(f"{path}: the file name must end in one of {', '.join(SUFFIXES)}; the usual one is .mp4.")
-    if suffix == ".png" and num_frames != 1:
-        raise UsageError(f"{path}: a .png holds 1 frame, not {num_frames}; use .mp4, .webm or .gif for a video.")
-    highest = MAX_GIF_FPS if suffix == ".gif" else MAX_FPS
-    if not 0 < fps <= highest:
-        raise UsageError(f"{path}: {fps:g} frames per second; a {suffix} needs a rate above 0 and at most {highest}.")
-    folder = path.parent
-    if not folder.is_dir():
-        raise MediaError(f"{path}: the folder {folder} does not exist; create it first.")
-    if len(os.fsencode(path.name)) > MAX_NAME_BYTES:
-        raise MediaError(
-            f"{path.name[:40]}...: the file name is longer than {MAX_NAME_BYTES} bytes; choose a shorter one."
-        )
-    if path.is_dir():
-        raise MediaError(f"{path}: this is a folder; name a file in it.")
-    if path.exists() and not overwrite:
-        raise MediaError(f"{path}: the file exists; choose another name or pass --overwrite.")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise MediaError(f"{path}: the folder {folder} is not writable; choose another one.")
-
-
 def write_video(path: Path | str, frames: Iterable[Any], *, fps: float, overwrite: bool = False) -> WrittenVideo:
     """Writes frames as they come to `.mp4` (H.264), `.webm` (VP9), `.gif`, or `.png` for one frame.
 
@@ -116,10 +82,10 @@ def write_video(path: Path | str, frames: Iterable[Any], *, fps: float, overwrit
         fps: frames per second, above 0; it need not be whole.
 
     Raises:
-        UsageError, MediaError: what `check_output` refuses; MediaError also for no frames at all, or when ffmpeg fails.
+        UsageError, MediaError: what `check_video` refuses; MediaError also for no frames at all, or when ffmpeg fails.
     """
     path = Path(path)
-    check_output(path, 1, fps=fps, overwrite=overwrite)
+    check_video(path, 1, fps=fps, overwrite=overwrite)
     stream = _single_frames(frames)
     first = next(stream, None)
     if first is None:
@@ -129,7 +95,7 @@ def write_video(path: Path | str, frames: Iterable[Any], *, fps: float, overwrit
     with atomic.placing(path, overwrite=overwrite) as (part, placed):
         if path.suffix.lower() == ".png":
             note = None
-            count = _write_picture(part, same, lambda: check_output(path, 2, fps=fps, overwrite=True))
+            count = _write_picture(part, same, lambda: check_video(path, 2, fps=fps, overwrite=True))
         else:
             coding, note = _coding(path.suffix.lower(), width, height)
             rate = str(Fraction(fps).limit_denominator())  # imageio-ffmpeg before 0.8 rounds it

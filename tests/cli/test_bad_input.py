@@ -43,7 +43,7 @@ CASES: dict[str, tuple[list[str], int, list[str]]] = {
     "output of an unset variable": ([*SAMPLE, "-o", ""], 1, ["--output .", "this is a folder"]),
     "latents into the root": ([*SAMPLE, "--save-latents", "/"], 1, ["--save-latents /", "this is a folder"]),
     "model of an unset variable": ([*SAMPLE, "--model", ""], 1, ["model ''", "'default'"]),
-    "gif too fast": ([*SAMPLE, "-o", "a.gif", "--fps", "60"], 2, ["a.gif", "at most 50", "--fps 50"]),
+    "gif too fast": ([*SAMPLE, "-o", "a.gif", "--fps", "60"], 2, ["a.gif", "at most 50", "nearest is 50"]),
     "eval of two scales": (["eval", "--guidance", "4,3"], 2, ["--guidance 4,3", "nearest is 4"]),
     "reconstruction in steps": (["eval", "--reconstruct", "--steps", "4"], 2, ["--reconstruct", "--steps"]),
     "endless duration": ([*SAMPLE, "--duration", "inf", "--fps", "10"], 2, ["--duration inf", "nearest is 10000"]),

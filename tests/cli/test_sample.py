@@ -11,15 +11,15 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from dvgen import options
+from dvgen import evaluate, options
 from dvgen.main import app
 from imageio_ffmpeg import get_ffmpeg_exe
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
+from dit_video.evaluate import SPLITS
 from dit_video.flow.levels import CONVENTIONS
 from dit_video.flow.solvers import SOLVERS
-from dit_video.video import io
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "cli"), *sys.path])}
@@ -171,7 +171,7 @@ def test_names_checked_early_are_the_names_that_exist():
     """The command line keeps its own lists, so as not to import torch."""
     assert set(options.SOLVERS) == set(SOLVERS)
     assert options.SIGMAS == CONVENTIONS
-    assert (options.VIDEO_SUFFIXES, options.MAX_GIF_FPS) == (io.SUFFIXES, io.MAX_GIF_FPS)
+    assert set(evaluate.SPLITS) == set(SPLITS)
 
 
 def test_what_does_not_fit_says_what_it_would_take(folder: Path):

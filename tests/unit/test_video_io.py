@@ -12,7 +12,8 @@ import pytest
 from imageio_ffmpeg import get_ffmpeg_exe
 
 from dit_video.errors import MediaError, UsageError
-from dit_video.video.io import check_output, probe, read_frames, read_video, write_video
+from dit_video.video.io import probe, read_frames, read_video, write_video
+from dit_video.video.output import check_video
 
 COLOURS = {
     "red": (255, 0, 0),
@@ -199,12 +200,12 @@ def test_awkward_names(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "frames", "fps", "error", "message"),
     [
-        ("clip.avi", 9, 24, UsageError, r"must end in one of \.mp4, \.webm, \.gif, \.png"),
-        ("clip", 9, 24, UsageError, r"must end in one of"),
+        ("clip.avi", 9, 24, UsageError, r"must end in \.mp4 or \.webm or \.gif or \.png; the nearest is .*clip\.mp4"),
+        ("clip", 9, 24, UsageError, r"must end in"),
         ("clip.png", 2, 24, UsageError, r"holds 1 frame, not 2"),
-        ("clip.gif", 9, 60, UsageError, r"60 frames per second.*at most 50"),
-        ("clip.mp4", 9, 0, UsageError, r"0 frames per second.*above 0"),
-        ("clip.mp4", 9, float("nan"), UsageError, r"nan frames per second"),
+        ("clip.gif", 9, 60, UsageError, r"at most 50 frames per second, not 60; the nearest is 50"),
+        ("clip.mp4", 9, 0, UsageError, r"more than 0 .* frames per second, not 0"),
+        ("clip.mp4", 9, float("nan"), UsageError, r"frames per second, not nan"),
         ("none/clip.mp4", 9, 24, MediaError, r"none does not exist"),
         ("there.mp4", 9, 24, MediaError, r"exists; choose another name or pass --overwrite"),
         ("folder.mp4", 9, 24, MediaError, r"is a folder"),
@@ -217,18 +218,18 @@ def test_refused_before_anything_heavy(
     (tmp_path / "there.mp4").touch()
     (tmp_path / "folder.mp4").mkdir()
     with pytest.raises(error, match=message):
-        check_output(tmp_path / name, frames, fps=fps)
+        check_video(tmp_path / name, frames, fps=fps)
 
 
 def test_overwrite_allows_an_existing_file(tmp_path: Path) -> None:
     (tmp_path / "there.mp4").touch()
-    check_output(tmp_path / "there.mp4", 9, fps=24, overwrite=True)
+    check_video(tmp_path / "there.mp4", 9, fps=24, overwrite=True)
 
 
 def test_read_only_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
     with pytest.raises(MediaError, match="is not writable"):
-        check_output(tmp_path / "clip.mp4", 9, fps=24)
+        check_video(tmp_path / "clip.mp4", 9, fps=24)
 
 
 def test_png_of_a_longer_iterator_is_refused(tmp_path: Path) -> None:

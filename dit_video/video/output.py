@@ -1,0 +1,55 @@
+"""What may be written: refused before anything heavy is imported or computed."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from dit_video.errors import MediaError, UsageError
+
+SUFFIXES = (".mp4", ".webm", ".gif", ".png")
+MAX_FPS = 1000
+MAX_GIF_FPS = 50  # a GIF counts time in hundredths of a second, and viewers slow delays under two of them down
+MAX_NAME_BYTES = 255  # of every usual file system
+
+
+def check_file(path: Path, suffixes: Sequence[str], *, overwrite: bool = False, option: str = "") -> None:
+    """Refuses a file that could not be written; `option` is what the message begins with.
+
+    Raises:
+        UsageError: a name that ends in none of `suffixes`.
+        MediaError: a name that is too long, a missing or read-only folder, a folder of that name, or a file that exists
+            when `overwrite` is False.
+    """
+    named = f"{option} {path}".strip()
+    if len(os.fsencode(path.name)) > MAX_NAME_BYTES:
+        rule = f"the file name is longer than {MAX_NAME_BYTES} bytes; choose a shorter one"
+        raise MediaError(f"{option} {path.name[:40]}...: {rule}.".strip())
+    if path.is_dir() or not path.name:
+        raise MediaError(f"{named}: this is a folder; name a file in it.")
+    if path.suffix.lower() not in suffixes:
+        rule = f"the file name must end in {' or '.join(suffixes)}"
+        raise UsageError(f"{named}: {rule}; the nearest is {path.with_suffix(suffixes[0])}.")
+    if not path.parent.is_dir():
+        raise MediaError(f"{named}: the folder {path.parent} does not exist; create it first.")
+    if path.exists() and not overwrite:
+        raise MediaError(f"{named}: the file exists; choose another name or pass --overwrite.")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise MediaError(f"{named}: the folder {path.parent} is not writable; choose another one.")
+
+
+def check_video(path: Path, num_frames: int, *, fps: float, overwrite: bool = False, option: str = "") -> None:
+    """As `check_file`, for a video or picture of so many frames.
+
+    Raises:
+        UsageError, MediaError: see `check_file`; UsageError also for several frames in a .png, or a rate that the kind
+            of file cannot hold.
+    """
+    named, suffix = f"{option} {path}".strip(), path.suffix.lower()
+    if suffix == ".png" and num_frames != 1:
+        rule = f"a .png holds 1 frame, not {num_frames}"
+        raise UsageError(f"{named}: {rule}; the nearest is {path.with_suffix('.mp4')}.")
+    highest = MAX_GIF_FPS if suffix == ".gif" else MAX_FPS
+    if not 0 < fps <= highest:
+        rule = f"a {suffix} plays more than 0 and at most {highest} frames per second, not {fps:g}"
+        raise UsageError(f"{named}: {rule}; the nearest is {highest}.")
+    check_file(path, SUFFIXES, overwrite=overwrite, option=option)
