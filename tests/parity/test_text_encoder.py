@@ -155,7 +155,7 @@ def test_a_batch_equals_its_prompts_alone(umt5: Path):
     together = encoder.encode([*PROMPTS, PROMPTS[0]])
     for prompt, embedding in zip([*PROMPTS, PROMPTS[0]], together, strict=True):
         assert torch.equal(embedding, encoder.encode([prompt])[0])
-        assert embedding.shape[1] == encoder.dim
+        assert embedding.shape[1] == encoder.module.config.d_model
     assert not together[0].requires_grad
 
 
