@@ -14,14 +14,15 @@ ENVIRONMENT = {
     "THP_MEM_ALLOC_ENABLE": "1",
 }
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-NEVER = 2**31 - 1
+NEVER = -1
+ALLOCATOR = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")  # how a user sets the same
 
 
 def prepare() -> None:
     """Set them, before torch is imported; what the user has set in the environment stays."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if sys.platform == "linux":
+    if sys.platform == "linux" and not any(name in os.environ for name in ALLOCATOR):
         keep_freed_memory()
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dit_video.checkpoints.files import load_tensors, save_tensors
-from dit_video.errors import CheckpointError
+from dit_video.errors import CheckpointError, DvgenError, UsageError
 from dit_video.models.wan.vae import VAEConfig, WanVAE
 from dit_video.nn.pixels import to_frames, to_video
 from dit_video.scenes.render import render
@@ -54,10 +54,14 @@ def train(config: AutoencoderConfig, *, resume: bool, report: Reporter) -> Path:
 
     Raises:
         CheckpointError: nothing to resume, a run that would be lost, or an `init_from` that does not fit.
-        UsageError: this machine lacks the device.
+        UsageError: this machine lacks the device, or a geometry that does not fit together.
     """
     folder = Path(config.out)
     check_device(config.loop)
+    try:
+        vae_config(config.arch)
+    except DvgenError as error:
+        raise UsageError(f"arch: {error}") from None
     start = _start(config)
     begin(folder, resume=resume)
     rank, world = distributed.start(config.loop.device)
@@ -88,6 +92,8 @@ def train(config: AutoencoderConfig, *, resume: bool, report: Reporter) -> Path:
     )
     if resume:
         run.resume()
+        if start and config.decoder_only and not torch.equal(_encoder_vector(vae), _encoder_vector(start)):
+            raise CheckpointError(f"{config.init_from}: its encoder is not the one that this run began with.")
 
     def step(n: int) -> StepResult:
         shape, video, weights = make_batch(config, grid, numpy_generator(config.loop.seed, rank, n))
@@ -121,6 +127,10 @@ def _start(config: AutoencoderConfig) -> WanVAE | None:
         if (there := getattr(start.config, name)) != wanted:
             raise CheckpointError(f"{config.init_from}: its {name} is {there}, and this config's [arch] has {wanted}.")
     return start
+
+
+def _encoder_vector(vae: WanVAE) -> Tensor:
+    return torch.cat([p.detach().flatten().cpu() for part in (vae.encoder, vae.conv1) for p in part.parameters()])
 
 
 def first_look(config: AutoencoderConfig) -> Tensor:

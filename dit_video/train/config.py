@@ -248,8 +248,10 @@ def parse_shape(text: str) -> VideoShape:
     if not match:
         raise UsageError(f"shape {text!r}: must be WIDTHxHEIGHTxFRAMES, for example 256x144x24.")
     width, height, frames = (int(part) for part in match.groups())
-    if frames < 1 or not MIN_SIDE <= min(width, height) <= max(width, height) <= MAX_SIDE:
-        raise UsageError(f"shape {text}: sides must be from {MIN_SIDE} to {MAX_SIDE}, and frames at least 1.")
+    near = [min(max(side, MIN_SIDE), MAX_SIDE) for side in (width, height)] + [max(frames, 1)]
+    if near != [width, height, frames]:
+        rule = f"sides must be from {MIN_SIDE} to {MAX_SIDE}, and frames at least 1"
+        raise UsageError(f"shape {text}: {rule}; the nearest is {'x'.join(map(str, near))}.")
     return VideoShape(num_frames=frames, height=height, width=width)
 
 

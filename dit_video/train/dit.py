@@ -117,7 +117,7 @@ def train(config: DiTTrainConfig, *, resume: bool, report: Reporter) -> Path:
     """
     folder = Path(config.out)
     check_device(config.loop)
-    load_autoencoder(Path(config.autoencoder))  # refused before there is a folder
+    build(config)  # what it refuses is refused before there is a folder
     begin(folder, resume=resume)
     rank, world = distributed.start(config.loop.device)
     if config.loop.threads:

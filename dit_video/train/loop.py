@@ -125,7 +125,12 @@ class Run:
             raise CheckpointError(f"{path}: was trained {_with_muon(state['optimizers'])}; resume it so.")
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             chosen = [{key: group[key] for key in OF_CONFIG} for group in optimizer.param_groups]
-            optimizer.load_state_dict(saved)
+            try:
+                optimizer.load_state_dict(saved)
+            except ValueError:
+                raise CheckpointError(
+                    f"{path}: was trained with other parameters free (decoder_only); resume it so."
+                ) from None
             for group, values in zip(optimizer.param_groups, chosen, strict=True):
                 group.update(values)
         self.ema.load_state_dict(state["ema"])

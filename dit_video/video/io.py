@@ -1,13 +1,14 @@
 """Video files in and out, frame by frame, through imageio and the ffmpeg that imageio-ffmpeg carries.
 
 A file appears under its name only when it is whole: frames go to a temporary name in the same folder, which is renamed
-once ffmpeg finds all of them in it. Frames are (H, W, 3) uint8 RGB.
+once all of them are found in it. Frames are (H, W, 3) uint8 RGB.
 """
 
 import os
 import re
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from dit_video.errors import MediaError
 from dit_video.video.output import check_video
 
 Frames = NDArray[np.uint8]
+
+_ENVIRONMENT = threading.Lock()  # of the process, which is everybody's
 
 # RGB -> YUV by the matrix that the tags announce: left to itself swscale converts by bt601, whatever the tags say, and
 # saturated colours come back wrong. setparams writes the tags on the frames, where the encoders look for them.
@@ -95,7 +98,7 @@ def write_video(path: Path | str, frames: Iterable[Any], *, fps: float, overwrit
     with atomic.placing(path, overwrite=overwrite) as (part, placed):
         if path.suffix.lower() == ".png":
             note = None
-            count = _write_picture(part, same, lambda: check_video(path, 2, fps=fps, overwrite=True))
+            count = _write_picture(path, part, same, lambda: check_video(path, 2, fps=fps, overwrite=True))
         else:
             coding, note = _coding(path.suffix.lower(), width, height)
             rate = str(Fraction(fps).limit_denominator())  # imageio-ffmpeg before 0.8 rounds it
@@ -190,11 +193,14 @@ def _of_one_size(frames: Iterator[Frames]) -> Iterator[Frames]:
         yield frame
 
 
-def _write_picture(part: Path, frames: Iterator[Frames], refuse_more: Callable[[], None]) -> int:
+def _write_picture(path: Path, part: Path, frames: Iterator[Frames], refuse_more: Callable[[], None]) -> int:
     picture = next(frames)
     if next(frames, None) is not None:
         refuse_more()
-    iio.imwrite(part, picture, plugin="pillow", extension=".png")
+    try:
+        iio.imwrite(part, picture, plugin="pillow", extension=".png")
+    except OSError as error:
+        raise MediaError(f"{path}: cannot be written ({error.strerror or error}).") from error
     return 1
 
 
@@ -203,18 +209,20 @@ def _write_clip(path: Path, part: Path, frames: Iterator[Frames], options: dict[
     count = 0
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report"
-        try:
-            with closing(imageio_ffmpeg.write_frames(f"file:{part}", **options)) as writer:
-                with _reporting(report):
-                    writer.send(None)  # starts ffmpeg
+        with closing(imageio_ffmpeg.write_frames(f"file:{part}", **options)) as writer:
+            with _reporting(report), _explained(path, report):
+                writer.send(None)  # starts ffmpeg
+            try:
                 for frame in frames:
-                    writer.send(frame)
+                    with _explained(path, report):
+                        writer.send(frame)
                     count += 1
-            reason = _reason(report)
-        except OSError as error:  # a broken pipe: ffmpeg has stopped
-            reason = _reason(report) or str(error).splitlines()[0]
-    if reason:
-        raise MediaError(f"{path}: ffmpeg cannot write it ({reason}).")
+            except BaseException:
+                with suppress(BaseException):
+                    writer.throw(KeyboardInterrupt)  # kills ffmpeg, which would finish a file that nobody wants
+                raise
+        if reason := _reason(report):
+            raise MediaError(f"{path}: ffmpeg cannot write it ({reason}).")
     if (written := _count_packets(part)) != count:  # an ffmpeg that was killed leaves no report
         raise MediaError(f"{path}: ffmpeg wrote {written} of {count} frames; memory or the disk may be full.")
     return count
@@ -229,17 +237,33 @@ def _count_packets(part: Path) -> int:
 
 
 @contextmanager
-def _reporting(report: Path) -> Iterator[None]:
-    """Lets an ffmpeg that is started within write its errors to a file (FFREPORT: ffmpeg's manual, generic options)."""
-    before = os.environ.get("FFREPORT")
-    os.environ["FFREPORT"] = "file={}:level=16".format(str(report).replace(":", r"\:"))
+def _explained(path: Path, report: Path) -> Iterator[None]:
+    """Turns a pipe that breaks, since ffmpeg has stopped, into a MediaError with ffmpeg's own reason."""
     try:
         yield
-    finally:
-        if before is None:
-            del os.environ["FFREPORT"]
-        else:
-            os.environ["FFREPORT"] = before
+    except OSError as error:
+        reason = _reason(report) or (str(error) or "it has stopped").splitlines()[0]
+        raise MediaError(f"{path}: ffmpeg cannot write it ({reason}).") from None
+
+
+@contextmanager
+def _reporting(report: Path) -> Iterator[None]:
+    """Lets an ffmpeg that is started within write its errors to a file (FFREPORT: ffmpeg's manual, generic options)."""
+    # ':', quotes and backslashes separate and escape, and % begins a placeholder
+    name = re.sub(r"([\\':])", r"\\\1", str(report).replace("%", "%%"))
+    # Without the second, imageio-ffmpeg forks by running Python in the child, which is unsafe beside torch's threads.
+    ours = {"FFREPORT": f"file={name}:level=16", "IMAGEIO_FFMPEG_NO_PREVENT_SIGINT": "1"}
+    with _ENVIRONMENT:
+        before = {key: os.environ.get(key) for key in ours}
+        os.environ.update(ours)
+        try:
+            yield
+        finally:
+            for key, value in before.items():
+                if value is None:
+                    del os.environ[key]
+                else:
+                    os.environ[key] = value
 
 
 def _coding(suffix: str, width: int, height: int) -> tuple[dict[str, Any], str | None]:

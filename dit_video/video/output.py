@@ -51,5 +51,5 @@ def check_video(path: Path, num_frames: int, *, fps: float, overwrite: bool = Fa
     highest = MAX_GIF_FPS if suffix == ".gif" else MAX_FPS
     if not 0 < fps <= highest:
         rule = f"a {suffix} plays more than 0 and at most {highest} frames per second, not {fps:g}"
-        raise UsageError(f"{named}: {rule}; the nearest is {highest}.")
+        raise UsageError(f"{named}: {rule}; the nearest is {highest if fps > highest else 1}.")
     check_file(path, SUFFIXES, overwrite=overwrite, option=option)

@@ -156,6 +156,8 @@ def test_an_autoencoder_begins_from_another(trained, tmp_path):
     assert third.config == first.config
     same = {name for name, value in third.state_dict().items() if torch.equal(value, first.state_dict()[name])}
     assert same == {name for name in first.state_dict() if name.startswith(("encoder.", "conv1."))}
+    with pytest.raises(CheckpointError, match="other parameters free"):
+        autoencoder.train(dataclasses.replace(half, decoder_only=False), resume=True, report=silent)
     other = dataclasses.replace(config, out=str(tmp_path / "other"), arch=dataclasses.replace(ARCH, z_dim=12))
     with pytest.raises(CheckpointError, match="its z_dim is 8, and this config's \\[arch\\] has 12"):
         autoencoder.train(other, resume=False, report=silent)

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -166,10 +167,15 @@ def test_failure_keeps_the_old_file(tmp_path: Path) -> None:
     assert probe(path).frames == 1
 
 
-def test_ffmpeg_failure_is_one_sentence(tmp_path: Path) -> None:
+@pytest.mark.parametrize("temporary", ["plain", "it's 100%d: a \\ place"])
+def test_ffmpeg_failure_is_one_sentence(tmp_path: Path, temporary: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / temporary).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / temporary))
+    before = dict(os.environ)
     with pytest.raises(MediaError, match=r"wide\.mp4: ffmpeg cannot write it \(.*40000x8.*\)\.$"):
         write_video(tmp_path / "wide.mp4", np.zeros((2, 8, 40000, 3), np.uint8), fps=24)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.rglob("*")] == [temporary]
+    assert dict(os.environ) == before
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".webm"])
