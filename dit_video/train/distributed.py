@@ -74,7 +74,6 @@ def gather_objects(mine: Any, world: int) -> list[Any]:
 
 
 def stop() -> None:
-    """Leave the group, where there is one, once all are done: the first process writes the last files."""
+    """Leave the group, where there is one."""
     if dist.is_initialized():
-        dist.barrier()
         dist.destroy_process_group()
