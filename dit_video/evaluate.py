@@ -66,7 +66,7 @@ class Rate:
         z, n, p = 1.959964, self.total, self.share
         centre = (p + z * z / (2 * n)) / (1 + z * z / n)
         half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return centre - half, centre + half
+        return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def fixed_questions(count: int, shape: VideoShape, *, split: str = "held-out", first_seed: int = 0) -> list[Question]:

@@ -217,7 +217,7 @@ def _encode(stages: Stages, prompts: list[str]) -> list[Tensor]:
         stages.told_unknown_words.update(unknown)
         words = ", ".join(repr(word) for word in unknown)
         plural = "s" * (len(unknown) > 1)
-        stages.note(f"this model never learnt the word{plural} {words}; `dvgen info` and its name show what it knows.")
+        stages.note(f"this model never learnt the word{plural} {words}; `dvgen info default` shows what ours knows.")
     return embeds
 
 
