@@ -69,7 +69,7 @@ def dit_config(arch: DiTArch, z_dim: int) -> DiTConfig:
 
 
 def build(config: DiTTrainConfig) -> Models:
-    """Fresh models (seeded), or those of `init_from`, a diffusers folder of the same architecture."""
+    """Fresh models (seeded), or those of `init_from`, a diffusers folder of the same architecture; on the CPU."""
     vae = load_autoencoder(Path(config.autoencoder)).requires_grad_(False)
     torch.manual_seed(config.loop.seed)
     arch = config.arch
@@ -97,14 +97,7 @@ def build(config: DiTTrainConfig) -> Models:
             reason = str(error).splitlines()[-1].strip()
             raise CheckpointError(f"{config.init_from}: its text encoder is of another size ({reason}).") from None
     dit.hold_padding_out()
-    device = config.loop.device
-    return Models(
-        dit.to(device),
-        text.to(device),
-        tokenizer,
-        vae.to(device),
-        Grid(stride=vae.config.stride, patch=dit.config.patch),
-    )
+    return Models(dit, text, tokenizer, vae, Grid(stride=vae.config.stride, patch=dit.config.patch))
 
 
 def train(config: DiTTrainConfig, *, resume: bool, report: Reporter) -> Path:
@@ -117,13 +110,13 @@ def train(config: DiTTrainConfig, *, resume: bool, report: Reporter) -> Path:
     """
     folder = Path(config.out)
     check_device(config.loop)
-    build(config)  # what it refuses is refused before there is a folder
+    models = build(config)  # what it refuses is refused before there is a folder
     begin(folder, resume=resume)
     rank, world = distributed.start(config.loop.device)
     if config.loop.threads:
         torch.set_num_threads(config.loop.threads)
     fusion.enable(config.loop.fuse)
-    run, models, stream = prepare(config, rank, world)
+    run, stream = prepare(config, models, rank, world)
     if resume:
         run.resume()
 
@@ -144,10 +137,11 @@ def train(config: DiTTrainConfig, *, resume: bool, report: Reporter) -> Path:
     return folder
 
 
-def prepare(config: DiTTrainConfig, rank: int = 0, world: int = 1) -> tuple[Run, Models, PackStream]:
-    """The models, the data and the state of a run, before its first step."""
-    models = build(config)
+def prepare(config: DiTTrainConfig, models: Models, rank: int = 0, world: int = 1) -> tuple[Run, PackStream]:
+    """The state and the data of a run of `models`, which go to its device, before its first step."""
     device = config.loop.device
+    for module in (models.dit, models.text, models.vae):
+        module.to(device)
 
     @torch.no_grad()
     def encode(video: Tensor) -> Tensor:
@@ -183,7 +177,7 @@ def prepare(config: DiTTrainConfig, rank: int = 0, world: int = 1) -> tuple[Run,
         rank=rank,
         world=world,
     )
-    return run, models, stream
+    return run, stream
 
 
 def fingerprint(vae: WanVAE) -> str:

@@ -248,7 +248,7 @@ def test_a_cached_shard_of_other_settings_is_made_anew(trained, tmp_path):
     config = dit_config(trained[0], tmp_path / "run")
 
     def shapes(config):
-        return [example.latents.shape for example in dit.prepare(config)[2].shards.load(0)]
+        return [example.latents.shape for example in dit.prepare(config, dit.build(config))[1].shards.load(0)]
 
     first = shapes(config)
     assert shapes(config) == first
