@@ -1,7 +1,8 @@
 """How often a model shows what its prompt says.
 
 Held-out scenes in held-out wordings are asked for, and the detector of the training world says what the clips show.
-What the detector cannot tell counts as wrong. Intervals are Wilson's (E. B. Wilson, JASA 22, 1927), at 95 %.
+What the detector cannot tell counts as wrong; motion is not scored in clips that are too short for it. Intervals are
+Wilson's (E. B. Wilson, JASA 22, 1927), at 95 %.
 """
 
 import math
@@ -18,10 +19,10 @@ from dit_video.nn.pixels import to_video
 from dit_video.scenes.captions import caption
 from dit_video.scenes.detector import Detection, detect, score
 from dit_video.scenes.render import render
-from dit_video.scenes.world import Scene, sample_scene
+from dit_video.scenes.world import MIN_MOVING_FRAMES, Scene, sample_scene
 from dit_video.shapes import VideoShape
+from dit_video.train import sheets
 from dit_video.train.data import pad_frames
-from dit_video.video.io import write_video
 
 SPLITS = {"held-out": 2024, "training": 2025}  # and the roots of their questions' random numbers
 FIELDS = ("background", "colour", "shape", "motion", "all")
@@ -41,7 +42,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What was found in the clip that a question got."""
+    """What was found in the clip that a question got; right: by field, "all" of them together at last."""
 
     question: Question
     found: Detection
@@ -148,16 +149,23 @@ def _answers(
         for question, latents in zip(batch, latents_of(batch), strict=True):
             frames = np.stack(list(decode_frames(stages.vae, latents, shape, tile=tile)))
             found = detect(frames)
-            answers.append(Answer(question, found, score(found, question.scene)))
+            answers.append(Answer(question, found, _right(found, question.scene)))
             if len(strips) < SHEET_CLIPS:
                 strips.append(frames[np.linspace(0, len(frames) - 1, SHEET_FRAMES).round().astype(int)])
             progress("clips", len(answers), len(questions))
     return answers, strips
 
 
+def _right(found: Detection, scene: Scene) -> dict[str, bool]:
+    """`score` without motion where the only one there can be is none: to be right about it would mean nothing."""
+    scored = score(found, scene)
+    fields = [field for field in FIELDS[:-1] if field != "motion" or scene.num_frames >= MIN_MOVING_FRAMES]
+    return {field: scored[field] for field in fields} | {"all": all(scored[field] for field in fields)}
+
+
 def rates(answers: Sequence[Answer]) -> dict[str, Rate]:
-    """How often each field, and all of them together, were right."""
-    return {field: Rate(sum(answer.right[field] for answer in answers), len(answers)) for field in FIELDS}
+    """How often each field that is scored, and all of them together, were right."""
+    return {field: Rate(sum(answer.right[field] for answer in answers), len(answers)) for field in answers[0].right}
 
 
 def rates_by_value(answers: Sequence[Answer], field: str) -> dict[str, Rate]:
@@ -171,17 +179,17 @@ def rates_by_value(answers: Sequence[Answer], field: str) -> dict[str, Rate]:
 
 
 def table(answers: Sequence[Answer]) -> str:
-    """The rates as text, one line per field."""
+    """The rates as text, one line per field, and one that says what is not scored."""
     lines = [f"{'':12}{'right':>8}   95 % interval    cannot tell"]
     for field, rate in rates(answers).items():
         low, high = rate.interval
-        blank = sum(None in _blanks(answer.found, field) for answer in answers)
+        names = [name for name in answers[0].right if name != "all"] if field == "all" else [field]
+        blank = sum(any(getattr(answer.found, name) is None for name in names) for answer in answers)
         lines.append(f"{field:12}{rate.share:8.1%}   {low:6.1%} to {high:6.1%}  {blank:8d} of {rate.total}")
+    if "motion" not in answers[0].right:
+        frames = answers[0].question.scene.num_frames
+        lines.append(f"motion is not scored: it takes clips of {MIN_MOVING_FRAMES} frames or more, not {frames}")
     return "\n".join(lines)
-
-
-def _blanks(found: Detection, field: str) -> list[str | None]:
-    return [getattr(found, name) for name in (FIELDS[:-1] if field == "all" else (field,))]
 
 
 def report(answers: Sequence[Answer]) -> dict[str, Any]:
@@ -201,6 +209,7 @@ def report(answers: Sequence[Answer]) -> dict[str, Any]:
         "by_value": {
             field: {value: fields(rate) for value, rate in rates_by_value(answers, field).items()}
             for field in ("shape", "colour", "motion")
+            if field in answers[0].right
         },
         "clips": [
             {
@@ -222,12 +231,14 @@ def _wanted(scene: Scene) -> dict[str, str]:
 
 def save_sheet(path: Path, answers: Sequence[Answer], strips: Sequence[np.ndarray], *, overwrite: bool) -> None:
     """A PNG of the clips' frames in the order of the questions, framed green when everything is right, else red."""
-    tiles = []
-    for answer, frames in zip(answers, strips, strict=False):
-        strip = np.concatenate(list(frames), axis=1)  # H 5W 3
-        colour = RIGHT if answer.right["all"] else WRONG
-        edge = ((BORDER, BORDER), (BORDER, BORDER))
-        tiles.append(np.stack([np.pad(strip[..., c], edge, constant_values=colour[c]) for c in range(3)], axis=-1))
-    tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % SHEET_COLUMNS)
-    rows = [np.concatenate(tiles[i : i + SHEET_COLUMNS], axis=1) for i in range(0, len(tiles), SHEET_COLUMNS)]
-    write_video(path, iter([np.concatenate(rows, axis=0)]), fps=1, overwrite=overwrite)
+    tiles = [
+        _framed(sheets.contact_sheet([frames], gap=0), RIGHT if answer.right["all"] else WRONG)
+        for answer, frames in zip(answers, strips, strict=False)
+    ]
+    rows = [tiles[i : i + SHEET_COLUMNS] for i in range(0, len(tiles), SHEET_COLUMNS)]
+    sheets.save_sheet(path, rows, gap=0, overwrite=overwrite)
+
+
+def _framed(picture: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    edge = ((BORDER, BORDER), (BORDER, BORDER))
+    return np.stack([np.pad(picture[..., c], edge, constant_values=colour[c]) for c in range(3)], axis=-1)

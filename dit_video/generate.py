@@ -9,7 +9,7 @@ import gc
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]  # (stage, parts done, parts in all); called with 0 done when a stage begins
 Note = Callable[[str], None]  # one sentence that the user should see
+Reading = tuple[list[str], bool]  # of a prompt: the words that the model never learnt, and whether its end is not read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +98,8 @@ class Stages:
     """The stages of a checkpoint, loaded when first used: one in memory at a time, or all kept for many packs.
 
     seconds: time spent so far on "load", "text", "denoise" and "decode". forwards: clips put through the transformer so
-    far, counted by the transformer itself.
+    far, counted by the transformer itself. readings: of the prompts so far. note and warn: where sentences go that may,
+    and that should not, be left out when little is to be said.
     """
 
     def __init__(
@@ -109,11 +111,12 @@ class Stages:
         keep: bool = False,
         progress: Progress = _silent,
         note: Note = _silent,
+        warn: Note = _silent,
     ) -> None:
         self.checkpoint, self.dtype, self.device, self.keep = checkpoint, dtype, device, keep
-        self.progress, self.note = progress, note
+        self.progress, self.note, self.warn = progress, note, warn
         self.seconds: dict[str, float] = defaultdict(float)
-        self.told_unknown_words: set[str] = set()
+        self.readings: dict[str, Reading] = {}
         self._loaded: dict[str, Any] = {}
         self._passes_of_freed = 0
 
@@ -182,10 +185,7 @@ def sample_latents(stages: Stages, clips: Sequence[Clip], settings: Settings) ->
     Raises:
         DvgenError: the latents are not finite.
     """
-    guides = max(settings.guidance) > 1
-    prompts = list(
-        dict.fromkeys(text for clip in clips for text in ([clip.prompt, clip.negative] if guides else [clip.prompt]))
-    )
+    prompts = list(dict.fromkeys(text for clip in clips for text in _prompts(clip, settings)))
     denoiser = _Denoiser(stages, clips, settings, prompts, _encode(stages, prompts))
     levels = flow_levels(settings.steps, shift=settings.shift, convention=settings.sigmas, solver=settings.solver)
     x = torch.cat([_noise(stages.checkpoint, clip).flatten() for clip in clips]).to(stages.device)
@@ -204,21 +204,34 @@ def sample_latents(stages: Stages, clips: Sequence[Clip], settings: Settings) ->
     return denoiser.unpack(x)
 
 
+def _prompts(clip: Clip, settings: Settings) -> list[str]:
+    """What is read for a clip: the negative prompt only where there is guidance."""
+    return [clip.prompt, clip.negative] if max(settings.guidance) > 1 else [clip.prompt]
+
+
 def _encode(stages: Stages, prompts: list[str]) -> list[Tensor]:
     text = stages.text
     stages.progress("text", 0, 1)
     with stages.timed("text"):
         embeds = text.encode(prompts)
     stages.progress("text", 1, 1)
-    if any(map(text.is_cut, prompts)):
-        stages.note(f"the prompt is longer than {MAX_LENGTH} tokens; what comes after them is not read.")
-    unknown = list(dict.fromkeys(word for prompt in prompts for word in text.unknown_words(prompt)))
-    if not stages.told_unknown_words.issuperset(unknown):
-        stages.told_unknown_words.update(unknown)
+    told = {word for words, _ in stages.readings.values() for word in words}
+    readings = {prompt: (text.unknown_words(prompt), text.is_cut(prompt)) for prompt in prompts}
+    stages.readings |= readings
+    unknown, cut = _read(readings.values())
+    if cut:
+        stages.warn(f"the prompt is longer than {MAX_LENGTH} tokens; what comes after them is not read.")
+    if not told.issuperset(unknown):
         words = ", ".join(repr(word) for word in unknown)
         plural = "s" * (len(unknown) > 1)
-        stages.note(f"this model never learnt the word{plural} {words}; `dvgen info default` shows what ours knows.")
+        stages.warn(f"this model never learnt the word{plural} {words}; `dvgen info default` shows what ours knows.")
     return embeds
+
+
+def _read(readings: Iterable[Reading]) -> Reading:
+    """The reading of several prompts together, each word once."""
+    words, cuts = zip(*readings, strict=True)
+    return list(dict.fromkeys(word for some in words for word in some)), any(cuts)
 
 
 def _latent_size(checkpoint: Checkpoint, clip: Clip) -> tuple[int, int, int, int]:
@@ -302,7 +315,9 @@ def decode_frames(
 class Result:
     """What `generate` made.
 
-    grid: patches in time, height and width. seconds: per activity. peak_memory: in bytes, see `peak_memory`.
+    grid: patches in time, height and width. unknown_words: of the prompts, those that the model never learnt.
+    prompt_cut: a prompt was too long and its end was not read. seconds: per activity. peak_memory: in bytes, see
+    `peak_memory`.
     """
 
     path: Path
@@ -315,6 +330,8 @@ class Result:
     tokens: int
     steps: int
     forwards: int
+    unknown_words: list[str]
+    prompt_cut: bool
     seconds: dict[str, float]
     peak_memory: dict[str, int]
 
@@ -355,6 +372,7 @@ def generate(
     if written.note:
         stages.note(written.note)
     grid = stages.checkpoint.grid.tokens(stages.checkpoint.grid.latent(clip.shape))
+    unknown_words, prompt_cut = _read(stages.readings[prompt] for prompt in _prompts(clip, settings))
     return Result(
         path=written.path,
         width=written.width,
@@ -366,6 +384,8 @@ def generate(
         tokens=math.prod(grid),
         steps=settings.steps,
         forwards=stages.forwards,
+        unknown_words=unknown_words,
+        prompt_cut=prompt_cut,
         seconds={activity: round(seconds, 3) for activity, seconds in stages.seconds.items()},
         peak_memory=peak_memory(stages.device),
     )

@@ -52,7 +52,7 @@ def duration(seconds: float) -> str:
 
 
 class Speaker:
-    """Progress of a command's stages: bars in a terminal, a few plain lines elsewhere, nothing when quiet."""
+    """Progress of a command's stages: bars in a terminal, plain lines elsewhere; when quiet, warnings alone."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
@@ -74,9 +74,14 @@ class Speaker:
 
     def note(self, text: str) -> None:
         """One line that the user should see, above the bars."""
+        if not self.quiet:
+            self.warn(text)
+
+    def warn(self, text: str) -> None:
+        """One line that the user would miss later, above the bars; said when quiet too."""
         if self._bars:
             self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        elif not self.quiet:
+        else:
             say(text)
 
     def progress(self, stage: str, done: int, total: int) -> None:

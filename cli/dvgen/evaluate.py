@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from dit_video.atomic import replacing
 from dit_video.checkpoints.files import find_checkpoint
 from dit_video.errors import UsageError
@@ -24,10 +22,7 @@ if TYPE_CHECKING:
 MAX_PROMPTS = 100_000
 SPLITS = ("held-out", "training")
 Text = str | None
-
-
-def _option(names: str, metavar: str | None, text: str) -> Any:
-    return typer.Option(*names.split(), metavar=metavar or "", help=text)
+_option = options.option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +61,7 @@ def evaluate(
     overwrite: Annotated[bool, _option("--overwrite", None, "Replace files that exist.")] = False,
     dtype: Annotated[str, _option("--dtype", "NAME", "float32, bfloat16 or float16, for every stage.")] = "auto",
     device: Annotated[str, _option("--device", "NAME", "cpu, cuda or mps.")] = "auto",
-    quiet: Annotated[bool, _option("--quiet -q", None, "Print errors and the table only.")] = False,
+    quiet: Annotated[bool, _option("--quiet -q", None, "No progress and no notes.")] = False,
 ) -> None:
     """Sample fixed prompts and score them with the detector; what it cannot tell counts as wrong."""
     wanted = {
@@ -129,7 +124,7 @@ def _answer(request: Request, speaker: console.Speaker) -> "tuple[list[Answer], 
     dtype = pick_dtype(request.dtype, device)
     tile = check_memory(checkpoint, shape, itemsize=dtype.itemsize, available=available_memory(device)).tile
     with explained_memory(shape):
-        stages = Stages(checkpoint, dtype=dtype, device=device, keep=True, note=speaker.note)
+        stages = Stages(checkpoint, dtype=dtype, device=device, keep=True, note=speaker.note, warn=speaker.warn)
         questions = evaluation.fixed_questions(request.count, shape, split=request.split, first_seed=request.first_seed)
         if request.reconstruct:
             return evaluation.reconstruct(stages, questions, shape, tile=tile, progress=speaker.progress)

@@ -12,6 +12,8 @@ from dit_video.errors import MediaError
 from dit_video.video.output import SUFFIXES
 from dvgen import console
 
+_FORMATS = {"mjpeg": "jpeg"}  # of pictures, where ffmpeg's name of the coding is another
+
 
 def info(
     path: Annotated[
@@ -22,7 +24,7 @@ def info(
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Show what a checkpoint is and knows, from its headers alone, or the size, frames, rate and coding of a video."""
+    """Show what a checkpoint is and knows, from its headers alone, or the size and coding of a video or picture."""
     facts = _video(Path(path)) if Path(path).is_file() else _checkpoint(path)
     console.result(json.dumps(facts, default=str) if as_json else _lines(facts))
 
@@ -33,6 +35,9 @@ def _video(path: Path) -> dict[str, Any]:
     if path.suffix.lower() in (".safetensors", ".json", ".toml", ".pt", ".bin", ".gguf"):
         raise MediaError(f"{path}: is not a video ({', '.join(SUFFIXES)}) nor a checkpoint's folder; pass the folder.")
     found = probe(path)
+    if found.seconds is None:
+        size = {"width": found.width, "height": found.height, "frames": found.frames}
+        return {"path": str(path), **size, "format": _FORMATS.get(found.codec, found.codec)}
     return {"path": str(path), **asdict(found), "seconds": round(found.seconds, 3)}
 
 

@@ -74,7 +74,7 @@ def main(
     """Text to video in a terminal: a diffusion transformer over spacetime patches."""
 
 
-app.command()(sample.sample)
+app.command(cls=sample.Command)(sample.sample)
 app.command()(info.info)
 app.command("eval")(evaluate.evaluate)
 app.command()(scenes.scenes)

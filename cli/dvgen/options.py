@@ -1,4 +1,4 @@
-"""Option values, checked before anything heavy is imported.
+"""Options: how they are declared, and their values, checked before anything heavy is imported.
 
 Values arrive as text, so that each error can name the value as it was typed, the rule, and the nearest valid value.
 """
@@ -11,7 +11,9 @@ import sys
 import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import typer
 
 from dit_video.atomic import numbered
 from dit_video.errors import UsageError
@@ -30,6 +32,13 @@ GUIDANCE = (1.0, 100.0)
 MAX_SEED = 2**63 - 1
 MAX_FRAMES = 100_000
 NAME_LENGTH = 60
+
+
+def option(names: str, metavar: str | None, text: str, *, panel: str | None = None, show_default: bool = True) -> Any:
+    """An option and its line of help; a flag has no `metavar`."""
+    return typer.Option(
+        *names.split(), metavar=metavar or "", help=text, rich_help_panel=panel, show_default=show_default
+    )
 
 
 def given(text: str | None, parse: Callable[[str], T]) -> T | None:
@@ -100,15 +109,27 @@ def frames_of_duration(text: str, fps: float) -> int:
     """The number of frames that last as long as --duration says.
 
     Raises:
+        UsageError: see `check_duration`.
+    """
+    check_duration(text, [fps])
+    return round(_float(text) * fps)
+
+
+def check_duration(text: str, rates: Sequence[float]) -> None:
+    """Refuses what is a duration at none of `rates`; several where the checkpoint's is one of them, not known yet.
+
+    Raises:
         UsageError: not a number of seconds, or one that gives no frame or too many.
     """
-    seconds = _float(text)
-    if math.isfinite(seconds * fps) and 1 <= round(seconds * fps) <= MAX_FRAMES:
-        return round(seconds * fps)
-    bound = math.floor(MAX_FRAMES / fps * 1000) / 1000 if seconds > 1 else math.ceil(1 / fps * 1000) / 1000
+    seconds, fps = _float(text), max(rates)
+    if any(math.isfinite(seconds * rate) and 1 <= round(seconds * rate) <= MAX_FRAMES for rate in rates):
+        return
+    # Rounded to where it is valid, at the highest rate: half a frame and more is a frame at the others.
+    bound = math.floor(MAX_FRAMES / fps * 1000) / 1000 if seconds * fps > 1 else math.ceil(1 / fps * 1000) / 1000
     nearest = "" if math.isnan(seconds) else f"; the nearest is {bound:g}"
-    rule = f"must be seconds that hold 1 to {MAX_FRAMES} frames at {fps:g} frames per second"
-    raise UsageError(f"--duration {_short(text)}: {rule}{nearest}.")
+    rule = f"must be seconds that hold 1 to {MAX_FRAMES} frames"
+    rate = f" at {fps:g} frames per second" if len(rates) == 1 else ""
+    raise UsageError(f"--duration {_short(text)}: {rule}{rate}{nearest}.")
 
 
 def steps(text: str) -> int:

@@ -1,15 +1,18 @@
 """`dvgen sample`: a prompt becomes a video."""
 
 import json
+import shlex
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from dit_video.checkpoints.files import find_checkpoint, read_json
 from dit_video.errors import UsageError
+from dit_video.models.wan.defaults import RELEASES, TINY_DEFAULTS, Defaults
 from dit_video.shapes import VideoShape, parse_size
 from dit_video.video.output import check_file, check_video
 from dvgen import console, options
@@ -26,15 +29,42 @@ SLOW = 600.0  # seconds from which on a video's time is worth a warning
 
 Text = str | None
 
+_option = partial(options.option, show_default=False)
+_video = partial(_option, panel="Video")
+_sampling = partial(_option, panel="Sampling")
+_files = partial(_option, panel="Files")
+_machine = partial(_option, panel="Machine")
 
-def _option(panel: str, names: str, metavar: str | None, text: str) -> Any:
-    return typer.Option(*names.split(), rich_help_panel=panel, metavar=metavar or "", help=text, show_default=False)
+
+class Word(str):
+    """An argument as it came, which is told from others with the same letters."""
 
 
-_video = partial(_option, "Video")
-_sampling = partial(_option, "Sampling")
-_files = partial(_option, "Files")
-_machine = partial(_option, "Machine")
+class Command(TyperCommand):
+    """`sample`, which answers a prompt without quotes with the command line that was meant."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As in every command, except for arguments beyond the prompt. Raises UsageError."""
+        given = [Word(arg) for arg in args]
+        ctx.allow_extra_args = True
+        rest = super().parse_args(ctx, list(args))
+        if not ctx.args:
+            return rest
+        values, others, _ = self.make_parser(ctx).parse_args(list(given))
+        words = [values["prompt"], *others]
+        prompt = " ".join(" ".join(words).split())
+        line = ["dvgen", "sample"]
+        for arg in given:
+            if arg is words[0]:
+                line.append(_quoted(prompt))
+            elif not any(arg is word for word in words):
+                line.append(shlex.quote(arg))
+        raise UsageError(f"the prompt is {len(words)} arguments and must be one, in quotes: {' '.join(line)}")
+
+
+def _quoted(prompt: str) -> str:
+    """In double quotes, which every shell knows, where nothing in it needs more."""
+    return shlex.quote(prompt) if set(prompt) & set('"$`\\!%') else f'"{prompt}"'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +92,7 @@ class Request:
     output: Path | None
     save_latents: Path | None
     overwrite: bool
+    as_json: bool
 
 
 def sample(
@@ -96,7 +127,9 @@ def sample(
     random_weights: Annotated[
         bool, _machine("--random-weights", None, "A tiny model of noise: tries the program.")
     ] = False,
-    quiet: Annotated[bool, _machine("--quiet -q", None, "Print errors and the result only.")] = False,
+    quiet: Annotated[
+        bool, _machine("--quiet -q", None, "No progress and no notes; warnings and a drawn seed stay.")
+    ] = False,
 ) -> None:
     """Make a video of PROMPT, with exactly the size and the number of frames asked for.
 
@@ -125,6 +158,7 @@ def sample(
         output=output,
         save_latents=save_latents,
         overwrite=overwrite,
+        as_json=as_json,
     )
     _check(request)
     with console.Speaker(quiet=quiet) as speaker:
@@ -134,24 +168,23 @@ def sample(
 
 def _check(request: Request) -> None:
     """Refuses what can be refused before torch is imported."""
-    if request.duration is not None:
-        if request.frames is not None:
-            given = f"--frames {request.frames} and --duration {request.duration}"
-            raise UsageError(f"{given}: only one of the two can be given.")
-        if request.fps is not None:
-            options.frames_of_duration(request.duration, request.fps)
-        else:  # by the checkpoint's rate, once that is known
-            options.number("--duration", request.duration, 0.001, options.MAX_FRAMES)
+    if request.duration is not None and request.frames is not None:
+        given = f"--frames {request.frames} and --duration {request.duration}"
+        raise UsageError(f"{given}: only one of the two can be given.")
     if request.random_weights and request.model != "default":
         raise UsageError(f"--random-weights and --model {request.model}: only one of the two can be given.")
-    frames = request.frames
+    ours: dict[str, Any] = {}
     if not request.random_weights:
         folder = find_checkpoint(request.model)
         if len(request.guidance or ()) > 1 and not (read_json(folder / "model_index.json").get("boundary_ratio")):
             _refuse_two_scales(request.guidance or ())
-        ours = folder / "dvgen.json"
-        if frames is None and request.duration is None and ours.is_file():
-            frames = read_json(ours).get("frames")
+        if (folder / "dvgen.json").is_file():
+            ours = read_json(folder / "dvgen.json")
+    rates, frames = _rates(request, ours), request.frames
+    if request.duration is not None:
+        options.check_duration(request.duration, rates)
+    elif frames is None:
+        frames = ours.get("frames")
     if request.output:
         frames = frames if isinstance(frames, int) else 1  # what cannot be told yet is checked again later
         fps = request.fps or 1.0
@@ -159,6 +192,18 @@ def _check(request: Request) -> None:
     if request.save_latents:
         suffixes = (".safetensors",)
         check_file(request.save_latents, suffixes, overwrite=request.overwrite, option="--save-latents")
+
+
+def _rates(request: Request, ours: dict[str, Any]) -> list[float]:
+    """The frames per second of the clip: one, or those of all releases where the checkpoint must be opened to tell."""
+    if request.fps is not None:
+        return [request.fps]
+    if request.random_weights:
+        return [TINY_DEFAULTS.fps]
+    fps = ours.get("fps")
+    if isinstance(fps, int | float) and fps > 0:
+        return [float(fps)]
+    return sorted({defaults.fps for defaults in (Defaults(), *RELEASES.values())})
 
 
 def _refuse_two_scales(guidance: tuple[float, ...]) -> None:
@@ -184,11 +229,15 @@ def _make(request: Request, speaker: console.Speaker) -> "Result":
     suffix = ".png" if clip.shape.num_frames == 1 else ".mp4"
     output = request.output or options.made_name(clip.prompt, clip.seed, suffix, Path())
     check_video(output, clip.shape.num_frames, fps=fps, overwrite=request.overwrite, option="--output")
-    speaker.note(f"seed {clip.seed}{' (drawn)' if request.seed_drawn else ''}")
+    warn = speaker.note if request.as_json else speaker.warn  # the JSON object has what the warnings say
+    if request.seed_drawn:
+        warn(f"seed {clip.seed} (drawn)")
+    else:
+        speaker.note(f"seed {clip.seed}")
     plan = check_memory(checkpoint, clip.shape, itemsize=dtype.itemsize, available=available_memory(device))
     speaker.note(_what_it_takes(plan, settings, device))
 
-    stages = Stages(checkpoint, dtype=dtype, device=device, progress=speaker.progress, note=speaker.note)
+    stages = Stages(checkpoint, dtype=dtype, device=device, progress=speaker.progress, note=speaker.note, warn=warn)
     return generate(
         stages,
         clip,

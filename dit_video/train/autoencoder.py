@@ -1,12 +1,15 @@
 """Training of the causal VAE on the procedural world: reconstruct the pixels from latents that carry noise.
 
+With `linear_code` the latents are given: the encoder learns to compute a linear code (train/linear_code.py), the
+decoder to read it, each for itself. Without, encoder and decoder find a code together.
+
 The noise is what makes the latents good to diffuse: the decoder must read a shape from latents with errors like those
-that a transformer leaves, so the encoder spreads what matters over large differences (a channel code; compare the noise
-in arXiv 2501.09755 and 2304.09479).
+that a transformer leaves (compare the noise in arXiv 2501.09755 and 2304.09479).
 """
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from dit_video.shapes import Grid, VideoShape
 from dit_video.train import distributed
 from dit_video.train.config import AutoencoderArch, AutoencoderConfig
 from dit_video.train.data import object_mask, pad_frames, sample_shape, scene_batch
+from dit_video.train.linear_code import LinearCode, fit_linear_code, load_linear_code
 from dit_video.train.loop import Reporter, Run, StepResult, begin, check_device, fit
 from dit_video.train.optim import EMA, build_optimizers
 from dit_video.train.seeding import numpy_generator, torch_generator
@@ -31,6 +35,7 @@ from dit_video.train.vae_init import initialise
 
 AUTOENCODER = "autoencoder.safetensors"
 STATISTICS_CLIPS = 256
+CODE_CLIPS = 400
 
 
 def vae_config(arch: AutoencoderArch) -> VAEConfig:
@@ -69,10 +74,15 @@ def train(config: AutoencoderConfig, *, resume: bool, report: Reporter) -> Path:
         torch.set_num_threads(config.loop.threads)
     torch.manual_seed(config.loop.seed)
     vae = WanVAE(vae_config(config.arch))
+    code = _code(config, folder if resume else Path(config.init_from or folder))
     if start is None:
-        initialise(vae, first_look(config))
+        initialise(vae, video := first_look(config), code(video) if code else None)
     else:
         vae.load_state_dict(start.state_dict())
+    if code is not None:
+        code.to(config.loop.device)
+        if rank == 0 and not resume:
+            code.save(folder)
     if config.decoder_only:
         vae.encoder.requires_grad_(False)
         vae.conv1.requires_grad_(False)
@@ -103,6 +113,7 @@ def train(config: AutoencoderConfig, *, resume: bool, report: Reporter) -> Path:
             weights.to(config.loop.device),
             config,
             torch_generator(config.loop.seed, rank, n),
+            code,
         )
         latent = grid.latent(shape)
         return StepResult(loss, len(video), len(video) * latent.frames * latent.height * latent.width // 4)
@@ -110,9 +121,7 @@ def train(config: AutoencoderConfig, *, resume: bool, report: Reporter) -> Path:
     fit(run, step, lambda path: reconstruction_sheet(vae, path), report)
     run.ema.swap()
     if rank == 0:
-        save_autoencoder(
-            _finished(vae, start.config) if start and config.decoder_only else with_statistics(vae, config), folder
-        )
+        save_autoencoder(_finished(vae, _final_config(vae, config, start)), folder)
     run.ema.swap()
     distributed.stop()
     return folder
@@ -127,6 +136,34 @@ def _start(config: AutoencoderConfig) -> WanVAE | None:
         if (there := getattr(start.config, name)) != wanted:
             raise CheckpointError(f"{config.init_from}: its {name} is {there}, and this config's [arch] has {wanted}.")
     return start
+
+
+def _code(config: AutoencoderConfig, folder: Path) -> LinearCode | None:
+    """The linear code of this run, if its config wants one: the one in `folder`, or one fitted now."""
+    if not config.linear_code:
+        return None
+    if (there := load_linear_code(folder)) is not None:
+        return there
+    grid, rng = Grid(stride=vae_config(config.arch).stride), numpy_generator(config.loop.seed, 1 << 20, 1)
+    return fit_linear_code(code_clips(config, grid, rng), config.arch.z_dim, grid.stride)
+
+
+def code_clips(config: AutoencoderConfig, grid: Grid, rng: np.random.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """Native clips to fit a linear code to: (video (3, T, H, W), cells with an object (t, h, w))."""
+    for _ in range(CODE_CLIPS):
+        shape = sample_shape(rng, config.data)
+        padded = grid.padded(shape)
+        (scene,) = scene_batch(rng, shape, 1, config.data.second_object)
+        yield to_video(pad_frames(render(scene), padded)[None])[0], object_mask(scene, padded, grid.stride)
+
+
+def _final_config(vae: WanVAE, config: AutoencoderConfig, start: WanVAE | None) -> VAEConfig:
+    """The config of the finished autoencoder: a linear code is whitened as it is, an encoder that was kept has its
+    statistics, another one's are measured.
+    """
+    if config.linear_code:
+        return vae_config(config.arch)
+    return start.config if start and config.decoder_only else measured_statistics(vae, config)
 
 
 def _encoder_vector(vae: WanVAE) -> Tensor:
@@ -147,39 +184,48 @@ def make_batch(config: AutoencoderConfig, grid: Grid, rng: np.random.Generator) 
     shape = sample_shape(rng, config.data)
     padded = grid.padded(shape)
     count = max(1, round(config.batch_pixels / (padded.num_frames * padded.height * padded.width)))
-    scenes = scene_batch(rng, shape, min(count, 64))
+    scenes = scene_batch(rng, shape, min(count, 64), config.data.second_object)
     video = to_video(np.stack([pad_frames(render(scene), padded) for scene in scenes]))
     masks = torch.stack([object_mask(scene, padded) for scene in scenes])[:, None]
     return shape, video, 1 + (config.object_weight - 1) * masks.float()
 
 
 def reconstruction_loss(
-    vae: WanVAE, video: Tensor, weights: Tensor, config: AutoencoderConfig, generator: torch.Generator
+    vae: WanVAE,
+    video: Tensor,
+    weights: Tensor,
+    config: AutoencoderConfig,
+    generator: torch.Generator,
+    code: LinearCode | None = None,
 ) -> Tensor:
     """Weighted L1 + L2 of the reconstruction from noisy latents, L1 of its spatial differences (`edge_weight`: corners
     and points), and a weak pull of each channel's deviation towards 1.
 
-    The noise is relative to the channel's own deviation in the batch, so inflating the latents cannot escape it.
+    The noise is relative to the channel's own deviation in the batch, so inflating the latents cannot escape it. With a
+    `code` the decoder reads that, and the mean squared error of the encoder against it takes the place of the pull.
     """
     with torch.autocast(video.device.type, torch.bfloat16, enabled=config.loop.bf16):
         with torch.set_grad_enabled(not config.decoder_only):
             mean, _ = vae.encode_moments(video)
         mean = mean.float()
-        deviation = mean.std(dim=(0, 2, 3, 4), keepdim=True)
-        level = torch.randn(len(mean), 1, 1, 1, 1, generator=generator).abs().to(mean) * config.latent_noise
-        noise = torch.randn(mean.shape, generator=generator).to(mean)
-        error = vae.decode(mean + level * deviation.detach() * noise).float() - video
+        latents = mean if code is None else code(video)
+        deviation = latents.std(dim=(0, 2, 3, 4), keepdim=True)
+        level = torch.randn(len(latents), 1, 1, 1, 1, generator=generator).abs().to(latents) * config.latent_noise
+        noise = torch.randn(latents.shape, generator=generator).to(latents)
+        error = vae.decode(latents + level * deviation.detach() * noise).float() - video
     weights = weights / weights.mean()
     loss = (weights * (error.abs() + error.square())).mean()
     for axis in (-2, -1):
         edges = weights.narrow(axis, 1, error.shape[axis] - 1) * error.diff(dim=axis).abs()
         loss = loss + config.edge_weight * edges.mean()
+    if code is not None:
+        return loss + (mean - latents).square().mean()
     return loss + 1e-3 * deviation.clamp_min(1e-6).log().square().mean()
 
 
 @torch.no_grad()
-def with_statistics(vae: WanVAE, config: AutoencoderConfig) -> WanVAE:
-    """A copy of `vae` whose config carries the mean and deviation of each latent channel over native training clips."""
+def measured_statistics(vae: WanVAE, config: AutoencoderConfig) -> VAEConfig:
+    """The config of `vae` with the mean and deviation of each latent channel over native training clips."""
     rng = np.random.default_rng((config.loop.seed, 1))
     total = torch.zeros(config.arch.z_dim, dtype=torch.float64)
     squares, count = total.clone(), 0
@@ -191,8 +237,7 @@ def with_statistics(vae: WanVAE, config: AutoencoderConfig) -> WanVAE:
         count, clips = count + latents.shape[1], clips + min(8, len(video))
     mean = total / count
     std = (squares / count - mean.square()).sqrt()
-    measured = dataclasses.replace(vae.config, latents_mean=tuple(mean.tolist()), latents_std=tuple(std.tolist()))
-    return _finished(vae, measured)
+    return dataclasses.replace(vae.config, latents_mean=tuple(mean.tolist()), latents_std=tuple(std.tolist()))
 
 
 def _finished(vae: WanVAE, config: VAEConfig) -> WanVAE:

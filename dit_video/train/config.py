@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dit_video.errors import DvgenError, UsageError
+from dit_video.scenes.world import SECOND_OBJECT_SHARE
 from dit_video.shapes import MAX_SIDE, MIN_SIDE, VideoShape
 
 T = TypeVar("T")
@@ -105,11 +106,14 @@ class PhaseConfig:
     common_share: float = 0.0
     first_shard: int = 0
     """The phase begins with this shard of the data (shards count up as training goes on)."""
+    second_object: float = SECOND_OBJECT_SHARE
+    """Share of the clips with two objects."""
 
     def __post_init__(self) -> None:
         for shape in self.common:
             parse_weighted_shape(shape)
         _within("images", self.images, 0, 1)
+        _within("second_object", self.second_object, 0, 1)
         _within("common_share", self.common_share, 0, 1)
         for name, least in (("short_side", 16), ("frames", 1)):
             low, high = getattr(self, name)
@@ -158,6 +162,8 @@ class AutoencoderConfig:
     """Weight of the pixels in and around the objects, relative to the background."""
     edge_weight: float = 0.0
     """Weight of the error of the differences between neighbouring pixels."""
+    linear_code: bool = False
+    """Give the latents instead of finding them: the encoder learns a linear code, the decoder to read it."""
     init_from: str = ""
     """A run or a diffusers folder to begin with."""
     decoder_only: bool = False

@@ -16,13 +16,13 @@ from dit_video import atomic
 from dit_video.nn.pixels import to_video
 from dit_video.scenes.captions import caption
 from dit_video.scenes.render import boxes, render
-from dit_video.scenes.world import MAX_ASPECT, MIN_ASPECT, Scene, sample_scene
-from dit_video.shapes import Grid, VideoShape
+from dit_video.scenes.world import MAX_ASPECT, MIN_ASPECT, SECOND_OBJECT_SHARE, Scene, sample_scene
+from dit_video.shapes import Grid, LatentShape, VideoShape
 from dit_video.train.config import PhaseConfig, parse_weighted_shape
 from dit_video.train.packing import pack_in_chunks
 
 CAPTIONS_PER_CLIP = 4
-SCENES_VERSION = 1  # to be raised when scenes, captions or sampled shapes change, so that caches are made anew
+SCENES_VERSION = 2  # to be raised when scenes, captions or sampled shapes change, so that caches are made anew
 GROUP = 8  # clips of one shape that follow each other in a shard
 ENCODED_PIXELS = 4_000_000  # pixels times frames that are rendered and encoded together, at most; one clip at least
 
@@ -75,9 +75,17 @@ def object_mask(scene: Scene, shape: VideoShape, stride: tuple[int, int, int] = 
     return cells
 
 
-def scene_batch(rng: np.random.Generator, shape: VideoShape, count: int) -> list[Scene]:
-    """`count` scenes of one shape; combinations that are held out never occur."""
-    return [sample_scene(rng, num_frames=shape.num_frames, size=(shape.width, shape.height)) for _ in range(count)]
+def scene_batch(
+    rng: np.random.Generator, shape: VideoShape, count: int, second_object: float = SECOND_OBJECT_SHARE
+) -> list[Scene]:
+    """`count` scenes of one shape, a share `second_object` of them with two objects; combinations that are held out
+    never occur.
+    """
+    size = (shape.width, shape.height)
+    return [
+        sample_scene(rng, num_frames=shape.num_frames, size=size, objects=2 if rng.random() < second_object else 1)
+        for _ in range(count)
+    ]
 
 
 class SceneShards:
@@ -131,7 +139,7 @@ class SceneShards:
         while len(examples) < self.clips:
             shape = sample_shape(rng, phase)
             padded = self.grid.padded(shape)
-            scenes = scene_batch(rng, shape, min(GROUP, self.clips - len(examples)))
+            scenes = scene_batch(rng, shape, min(GROUP, self.clips - len(examples)), phase.second_object)
             together = max(1, ENCODED_PIXELS // (padded.num_frames * padded.height * padded.width))
             for start in range(0, len(scenes), together):
                 part = scenes[start : start + together]
@@ -179,9 +187,8 @@ class PackStream:
 
     def tokens(self, example: Example) -> int:
         """How many tokens a clip becomes."""
-        t, h, w = self.shards.grid.patch
-        frames, rows, columns = example.latents.shape[1:]
-        return (frames // t) * (rows // h) * (columns // w)
+        frames, height, width = example.latents.shape[1:]
+        return math.prod(self.shards.grid.tokens(LatentShape(frames=frames, height=height, width=width)))
 
     def _begin_round(self) -> None:
         wanted = range(max(0, self.round - self.window + 1), self.round + 1)

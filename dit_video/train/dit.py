@@ -26,6 +26,7 @@ from dit_video.train.autoencoder import load_autoencoder
 from dit_video.train.config import DiTArch, DiTTrainConfig
 from dit_video.train.data import Example, PackStream, SceneShards
 from dit_video.train.export import export
+from dit_video.train.linear_code import LinearCode, load_linear_code
 from dit_video.train.loop import Reporter, Run, StepResult, begin, check_device, fit
 from dit_video.train.optim import EMA, build_optimizers
 from dit_video.train.seeding import numpy_generator, torch_generator
@@ -53,6 +54,8 @@ class Models:
     tokenizer: Any  # of the tokenizers library, likewise
     vae: WanVAE
     grid: Grid
+    code: LinearCode | None = None
+    """What the encoder was trained to compute, where it was: exact, and quicker."""
 
 
 def dit_config(arch: DiTArch, z_dim: int) -> DiTConfig:
@@ -97,7 +100,8 @@ def build(config: DiTTrainConfig) -> Models:
             reason = str(error).splitlines()[-1].strip()
             raise CheckpointError(f"{config.init_from}: its text encoder is of another size ({reason}).") from None
     dit.hold_padding_out()
-    return Models(dit, text, tokenizer, vae, Grid(stride=vae.config.stride, patch=dit.config.patch))
+    grid = Grid(stride=vae.config.stride, patch=dit.config.patch)
+    return Models(dit, text, tokenizer, vae, grid, load_linear_code(Path(config.autoencoder)))
 
 
 def train(config: DiTTrainConfig, *, resume: bool, report: Reporter) -> Path:
@@ -140,11 +144,14 @@ def train(config: DiTTrainConfig, *, resume: bool, report: Reporter) -> Path:
 def prepare(config: DiTTrainConfig, models: Models, rank: int = 0, world: int = 1) -> tuple[Run, PackStream]:
     """The state and the data of a run of `models`, which go to its device, before its first step."""
     device = config.loop.device
-    for module in (models.dit, models.text, models.vae):
-        module.to(device)
+    for module in (models.dit, models.text, models.vae, models.code):
+        if module is not None:
+            module.to(device)
 
     @torch.no_grad()
     def encode(video: Tensor) -> Tensor:
+        if models.code is not None:
+            return models.code(video.to(device))
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.loop.bf16):
             return models.vae.encode(video.to(device)).float()
 
@@ -155,7 +162,7 @@ def prepare(config: DiTTrainConfig, models: Models, rank: int = 0, world: int = 
         encode,
         clips=config.shard_clips,
         seed=(config.loop.seed, rank),
-        fingerprint=fingerprint(models.vae),
+        fingerprint=fingerprint(models.vae, models.code),
     )
     stream = PackStream(shards, window=config.window, pack_tokens=config.pack_tokens, seed=(config.loop.seed, rank, 7))
     trained = [models.dit, models.text]
@@ -180,10 +187,12 @@ def prepare(config: DiTTrainConfig, models: Models, rank: int = 0, world: int = 
     return run, stream
 
 
-def fingerprint(vae: WanVAE) -> str:
-    """A name for an autoencoder's weights and statistics, so that cached latents of another one are never used."""
+def fingerprint(vae: WanVAE, code: LinearCode | None = None) -> str:
+    """A name for an autoencoder's weights and statistics, or for the code in its place, so that cached latents of
+    another one are never used.
+    """
     digest = hashlib.sha256(repr(vae.config).encode())
-    for tensor in vae.state_dict().values():
+    for tensor in (code or vae).state_dict().values():
         digest.update(tensor.detach().float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 

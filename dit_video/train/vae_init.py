@@ -29,6 +29,15 @@ def principal(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return mean, torch.cat([directions, extra])[:count]
 
 
+def least_squares(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """(matrix (D, C), bias (D,)) of the linear map from rows x (N, C) nearest to rows y (N, D), with a little ridge."""
+    centre_x, centre_y = x.mean(0), y.mean(0)
+    x, y = x - centre_x, y - centre_y
+    gram = x.T @ x / len(x)
+    matrix = torch.linalg.solve(gram + RIDGE * gram.diagonal().mean() * torch.eye(len(gram)), x.T @ y / len(x)).T
+    return matrix, centre_y - matrix @ centre_x
+
+
 def set_linear(conv: nn.Module, matrix: Tensor, bias: Tensor) -> None:
     """Make a causal convolution compute matrix @ x + bias: the newest, central tap carries it, the others start at
     zero.
@@ -41,11 +50,12 @@ def set_linear(conv: nn.Module, matrix: Tensor, bias: Tensor) -> None:
 
 
 @torch.no_grad()
-def initialise(vae: WanVAE, video: Tensor) -> None:
+def initialise(vae: WanVAE, video: Tensor, code: Tensor | None = None) -> None:
     """Fit the ends of `vae` to `video` (B, 3, T, H, W) in [-1, 1]; every residual block between starts as the identity.
 
     The encoder's first layer takes principal components of the pixel patches (each with both signs, since silu(x) -
-    silu(-x) = x), its head whitens principal components of what the average-down shortcuts bring; the decoder's first
+    silu(-x) = x), its head whitens principal components of what the average-down shortcuts bring, or comes nearest to
+    `code`, the latents (B, z_dim, t, h, w) that it shall learn to compute; the decoder's first
     layer spreads latents over its channels, its head is the least-squares map from what the duplicate-up shortcuts
     bring to the pixels.
     """
@@ -58,30 +68,24 @@ def initialise(vae: WanVAE, video: Tensor) -> None:
     _set_signed(vae.encoder.conv1, rows(patches))
 
     features = rows(_head_features(vae.encoder, patches))
-    mean, directions = principal(features, vae.config.z_dim)
-    spread = ((features - mean) @ directions.T).std(0)
-    directions = directions / spread.clamp_min(0.3 * float(spread.max()))[:, None]
-    zeros = torch.zeros(vae.config.z_dim, len(mean))
-    set_linear(
-        vae.encoder.head["2"],
-        torch.cat([directions, zeros]),
-        torch.cat([-directions @ mean, torch.zeros(vae.config.z_dim)]),
-    )
+    if code is None:
+        mean, directions = principal(features, vae.config.z_dim)
+        spread = ((features - mean) @ directions.T).std(0)
+        matrix = directions / spread.clamp_min(0.3 * float(spread.max()))[:, None]
+        bias = -matrix @ mean
+    else:
+        matrix, bias = least_squares(features, rows(code))
+    zeros = torch.zeros_like(matrix)  # the logarithms of the variance
+    set_linear(vae.encoder.head["2"], torch.cat([matrix, zeros]), torch.cat([bias, zeros[:, 0]]))
     identity = torch.eye(vae.config.z_dim)
     vae.conv1.weight[:, :, 0, 0, 0] = torch.eye(2 * vae.config.z_dim)
     vae.conv2.weight[:, :, 0, 0, 0] = identity
     nn.init.zeros_(vae.conv1.bias)
     nn.init.zeros_(vae.conv2.bias)
 
-    latents = vae.encode_moments(video)[0]
+    latents = vae.encode_moments(video)[0] if code is None else code
     _set_signed(vae.decoder.conv1, rows(latents))
-    features = _head_features(vae.decoder, latents)
-    x, y = rows(features), rows(patches)
-    centre_x, centre_y = x.mean(0), y.mean(0)
-    x, y = x - centre_x, y - centre_y
-    gram = x.T @ x / len(x)
-    matrix = torch.linalg.solve(gram + RIDGE * gram.diagonal().mean() * torch.eye(len(gram)), x.T @ y / len(x)).T
-    set_linear(vae.decoder.head["2"], matrix, centre_y - matrix @ centre_x)
+    set_linear(vae.decoder.head["2"], *least_squares(rows(_head_features(vae.decoder, latents)), rows(patches)))
 
 
 def _set_signed(conv: CausalConv3d, x: Tensor) -> None:

@@ -45,20 +45,23 @@ _GIF = (
 
 @dataclass(frozen=True, kw_only=True)
 class VideoInfo:
-    """What a video file holds: pixels, frames counted by decoding them, frames per second, and how they are coded."""
+    """What a video file holds: pixels, frames counted by decoding them, frames per second, and how they are coded.
+
+    fps: None for a picture, which has no rate.
+    """
 
     width: int
     height: int
     frames: int
-    fps: float
+    fps: float | None
     codec: str
     pix_fmt: str
     colorspace: str
 
     @property
-    def seconds(self) -> float:
-        """Playing time."""
-        return self.frames / self.fps
+    def seconds(self) -> float | None:
+        """Playing time; None for a picture."""
+        return None if self.fps is None else self.frames / self.fps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +134,8 @@ def read_frames(path: Path | str) -> Iterator[Frames]:
             yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
 
 
-def read_video(path: Path | str) -> tuple[Frames, float]:
-    """The whole clip, (T, H, W, 3) uint8 RGB, and its frames per second.
+def read_video(path: Path | str) -> tuple[Frames, float | None]:
+    """The whole clip, (T, H, W, 3) uint8 RGB, and its frames per second, None for a picture.
 
     Raises:
         MediaError: the file is missing, damaged or not a video.
@@ -158,9 +161,11 @@ def probe(path: Path | str) -> VideoInfo:
     if match is None or not crcs:
         raise MediaError(f"{path}: ffmpeg finds no frames in it.")
     codec, pix_fmt, tags = match.groups(default="")
-    fps = 1 / Fraction(header["tb"])
+    fps: Fraction | None = 1 / Fraction(header["tb"])
     duration = re.search(r"Duration: (\d+):(\d+):([\d.]+)", messages)
-    if codec == "gif" and duration:  # whole hundredths of a second per frame: a rate such as 24 is kept on average only
+    if _is_picture(messages, codec, len(crcs)):
+        fps = None  # ffmpeg makes one up
+    elif codec == "gif" and duration:  # whole hundredths of a second per frame: 24 is kept on average only
         hours, minutes, seconds = map(Fraction, duration.groups())
         fps = len(crcs) / (3600 * hours + 60 * minutes + seconds)
     width, height = map(int, header["dimensions"].split("x"))
@@ -168,11 +173,17 @@ def probe(path: Path | str) -> VideoInfo:
         width=width,
         height=height,
         frames=len(crcs),
-        fps=float(fps),
+        fps=None if fps is None else float(fps),
         codec=codec,
         pix_fmt=pix_fmt,
         colorspace=next((tag for tag in tags.split(", ") if tag not in ("tv", "pc", "progressive", "")), "unknown"),
     )
+
+
+def _is_picture(messages: str, codec: str, frames: int) -> bool:
+    """Whether ffmpeg's messages are about a file without a rate: of a format for pictures, or a GIF of one frame."""
+    form = re.search(r"^(?:\[\w+\] )?Input #0, (\w+)", messages, re.MULTILINE)
+    return form is not None and (form[1].endswith("_pipe") or form[1] == "image2" or (codec == "gif" and frames == 1))
 
 
 def _single_frames(frames: Iterable[Any]) -> Iterator[Frames]:

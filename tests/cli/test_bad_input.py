@@ -37,7 +37,28 @@ CASES: dict[str, tuple[list[str], int, list[str]]] = {
     "duration not a number": ([*SAMPLE, "--duration", "nan"], 2, ["--duration nan"]),
     "huge duration": ([*SAMPLE, "--duration", "1e308", "--fps", "10"], 2, ["--duration 1e308", "nearest is 10000"]),
     "duration just too long": ([*SAMPLE, "--duration", "416.7", "--fps", "240"], 2, ["nearest is 416.666"]),
-    "negative duration at the model's rate": ([*SAMPLE, "--duration", "-1"], 2, ["--duration -1", "nearest is 0.001"]),
+    "negative duration at the model's rate": (
+        [*SAMPLE, "--duration", "-1"],
+        2,
+        ["--duration -1", "at 12 frames per second", "nearest is 0.084"],
+    ),
+    "no duration at the model's rate": ([*SAMPLE, "--duration", "0"], 2, ["--duration 0", "nearest is 0.084"]),
+    "duration under a frame": (
+        [*SAMPLE, "--duration", "0.001"],
+        2,
+        ["--duration 0.001", "1 to 100000 frames at 12 frames per second", "nearest is 0.084"],
+    ),
+    "duration under a frame of random weights": (
+        [*SAMPLE, "--random-weights", "--duration", "0.05"],
+        2,
+        ["--duration 0.05", "at 8 frames per second", "nearest is 0.125"],
+    ),
+    "duration under a frame of any model": (
+        [*SAMPLE, "--model", "foreign", "--duration", "0.001"],
+        2,
+        ["--duration 0.001", "hold 1 to 100000 frames; the nearest is 0.042"],
+    ),
+    "duration too long for the model": ([*SAMPLE, "--duration", "9000"], 2, ["nearest is 8333.33"]),
     "both sides wrong": ([*SAMPLE, "--size", "5x99999"], 2, ["5x99999", "nearest is 16x16384"]),
     "output is this folder": ([*SAMPLE, "-o", "."], 1, ["--output .", "this is a folder"]),
     "output of an unset variable": ([*SAMPLE, "-o", ""], 1, ["--output .", "this is a folder"]),
@@ -74,7 +95,18 @@ CASES: dict[str, tuple[list[str], int, list[str]]] = {
     "dtype misspelt": ([*SAMPLE, "--dtype", "bf16"], 2, ["'bf16'", "nearest is bfloat16"]),
     "device misspelt": ([*SAMPLE, "--device", "gpu"], 2, ["'gpu'", "auto, cpu, cuda, mps"]),
     "no prompt": (["sample"], 2, ["PROMPT"]),
-    "two prompts": (["sample", "a", "b"], 2, ["b"]),
+    "prompt without quotes": (
+        ["sample", "a", "red", "ball"],
+        2,
+        ["the prompt is 3 arguments", 'in quotes: dvgen sample "a red ball"\n'],
+    ),
+    "prompt without quotes among options": (
+        ["sample", "--negative", "red", "a", "red", "-o", "my clip.mp4", "ball", "--seed=3"],
+        2,
+        ["""dvgen sample --negative red "a red ball" -o 'my clip.mp4' --seed=3\n"""],
+    ),
+    "prompt without quotes and with signs": (["sample", "5$", "now"], 2, ["dvgen sample '5$ now'\n"]),
+    "prompt without quotes behind two dashes": (["sample", "--", "-a", "b"], 2, ['dvgen sample -- "-a b"\n']),
     "unknown option": ([*SAMPLE, "--framez", "4"], 2, ["--framez"]),
     "unknown command": (["smaple", "a"], 2, ["smaple"]),
     "option without a value": ([*SAMPLE, "--seed"], 2, ["--seed"]),
@@ -135,6 +167,8 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bad")
     (folder / "taken.mp4").write_bytes(b"mine")
     (folder / "folder.mp4").mkdir()
+    (folder / "foreign").mkdir()
+    (folder / "foreign" / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
     (folder / "bad.toml").write_text('out = "runs/x"\n[loop]\nstepz = 3\n')
     loop = "[loop]\nsteps = 1\n"
     (folder / "shape.toml").write_text(f'out = "x"\nautoencoder = "y"\n{loop}[[phase]]\ncommon = ["0x0x0"]\n')

@@ -8,6 +8,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+import imageio.v3 as iio
+import numpy as np
 import pytest
 from dvgen.main import app
 from typer.testing import CliRunner, Result
@@ -53,6 +55,16 @@ def test_info_of_a_video(tmp_path: Path):
     assert "h264" in run("info", tmp_path / "out" / "000000.mp4").stdout
 
 
+@pytest.mark.parametrize(("suffix", "form"), [(".png", "png"), (".jpg", "jpeg"), (".gif", "gif")])
+def test_info_of_a_picture_has_no_rate(tmp_path: Path, suffix: str, form: str):
+    path = tmp_path / f"a{suffix}"
+    iio.imwrite(path, np.zeros((32, 48, 3), np.uint8))
+    about = json.loads(run("info", path, "--json").stdout)
+    assert about == {"path": str(path), "width": 48, "height": 32, "frames": 1, "format": form}
+    lines = run("info", path).stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["path", "width", "height", "frames", "format"]
+
+
 def test_info_of_something_else(tmp_path: Path):
     (tmp_path / "a.txt").write_text("no video")
     (tmp_path / "a.safetensors").write_text("no folder")
@@ -92,6 +104,16 @@ def test_eval_writes_table_json_and_sheet(ti2v: Path, tmp_path: Path):
     assert table.stderr == "" and "motion" in table.stdout
 
 
+def test_eval_of_pictures_does_not_score_motion(ti2v: Path, tmp_path: Path):
+    small = ["--prompts", "2", "--size", "64x64", "--reconstruct", "-q"]
+    found = run("eval", "--model", ti2v, *small, "--frames", "1", "--json", tmp_path / "a.json")
+    names = [line.split()[0] for line in found.stdout.splitlines()]
+    assert names == ["right", "background", "colour", "shape", "all", "motion"]
+    assert found.stdout.endswith("\nmotion is not scored: it takes clips of 5 frames or more, not 1\n")
+    about = json.loads((tmp_path / "a.json").read_text())
+    assert "motion" not in about["rates"] and "motion" not in about["by_value"]
+
+
 def test_sample_of_a_folder_uses_its_defaults(ti2v: Path, tmp_path: Path):
     found = run("sample", "a cat on a beach", "-m", ti2v, "--frames", "3", "-o", tmp_path / "a.mp4", "--json")
     about = json.loads(found.stdout)
@@ -104,6 +126,14 @@ def test_the_shipped_model_says_what_it_never_learnt_and_what_it_knows(tmp_path:
     found = run("sample", "a cat on a beach", *still)
     assert re.search(r"never learnt the words 'cat', 'beach'; `dvgen info default`", found.stderr)
     assert found.stderr.count("never learnt") == 1 and probe(tmp_path / "a.png").frames == 1
+    quiet = [*still, "--overwrite", "--quiet", "--seed", "1"]
+    found = run("sample", "a cat on a beach", *quiet)
+    assert (
+        found.stderr.startswith("this model never learnt the words 'cat', 'beach';") and found.stderr.count("\n") == 1
+    )
+    assert found.stdout == f"{tmp_path / 'a.png'}\n"
+    found = run("sample", "a cat on a beach", *quiet, "--json")
+    assert found.stderr == "" and json.loads(found.stdout)["unknown_words"] == ["cat", "beach"]
     assert "never learnt" not in run("sample", "a red ball on a white background", *still, "--overwrite").stderr
     knows = json.loads(run("info", "default", "--json").stdout)["knows"]
     assert "ball" in knows["objects"] and "gray" in knows["backgrounds"] and "bouncing" in knows["motions"]

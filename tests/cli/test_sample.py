@@ -83,8 +83,9 @@ def test_duration_gives_frames(duration: str, fps: str, frames: int):
 def test_json_is_one_object_with_what_was_done():
     found = sample("--size", "50x40", "--frames", "6", "--seed", "5", "--guidance", "3", "--json", "--steps", "2")
     about = json.loads(found.stdout)
-    keys = "path width height frames fps seed grid tokens steps forwards seconds peak_memory"
+    keys = "path width height frames fps seed grid tokens steps forwards unknown_words prompt_cut seconds peak_memory"
     assert set(about) == set(keys.split())
+    assert about["unknown_words"] == [] and about["prompt_cut"] is False
     assert (about["width"], about["height"], about["frames"], about["seed"]) == (50, 40, 6, 5)
     assert (about["steps"], about["forwards"]) == (2, 4)
     assert about["tokens"] == about["grid"][0] * about["grid"][1] * about["grid"][2] > 0
@@ -121,6 +122,18 @@ def test_a_seed_is_drawn_and_printed():
     assert first.stdout == f"a-red-ball-{seeds[0][1]}.png\n"
 
 
+def test_quiet_keeps_a_drawn_seed(folder: Path):
+    """What would be lost is said: that seed, where no JSON object has it, and never one that was given."""
+    again = ["--size", "16x16", "--frames", "1", "-o", "a.png", "--overwrite", "--quiet"]
+    found = sample(*again)
+    line = re.fullmatch(r"seed (\d+) \(drawn\)\n", found.stderr)
+    assert line and found.stdout == "a.png\n"
+    first = (folder / "a.png").read_bytes()
+    assert sample(*again, "--seed", line[1]).stderr == "" and (folder / "a.png").read_bytes() == first
+    told = sample(*again, "--json")
+    assert told.stderr == "" and json.loads(told.stdout)["seed"] != int(line[1])
+
+
 def test_prompt_from_standard_input():
     found = run("sample", *QUICK, "--size", "16x16", "--frames", "1", "--seed", "3", "-", stdin="a green star\n")
     assert found.stdout == "a-green-star-3.png\n"
@@ -151,7 +164,7 @@ def test_progress_is_plain_lines_on_standard_error():
     assert "\x1b" not in found.stderr and "\r" not in found.stderr
     assert any("4:4:4" in line for line in lines), "odd sizes come with a note"
     assert any("cropped and trimmed" in line for line in lines)
-    assert sample("--size", "16x16", "--frames", "2", "--quiet").stderr == ""
+    assert sample("--size", "16x16", "--frames", "2", "--seed", "1", "--quiet").stderr == ""
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

@@ -1,6 +1,7 @@
 """Scoring: the questions, the rates and their intervals, and that every clip is held against its own question."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,12 @@ from dit_video import evaluate as evaluation
 from dit_video.evaluate import Rate, fixed_questions, rates, rates_by_value, reconstruct, report, save_sheet, table
 from dit_video.generate import Clip, Settings, Stages
 from dit_video.nn.pixels import to_video
+from dit_video.scenes.detector import detect
 from dit_video.scenes.render import render
 from dit_video.scenes.world import held_out
 from dit_video.shapes import Grid, VideoShape
-from dit_video.video.io import probe
+from dit_video.train.sheets import GRAY
+from dit_video.video.io import probe, read_frames
 
 SHAPE = VideoShape(num_frames=9, height=64, width=80)
 QUESTIONS = fixed_questions(12, SHAPE, first_seed=100)
@@ -114,6 +117,29 @@ def test_what_cannot_be_told_is_wrong(monkeypatch: pytest.MonkeyPatch):
     found = rates(answers)
     assert found["shape"].right == found["colour"].right == found["all"].right == 0
     assert "12 of 12" in table(answers)
+
+
+@pytest.mark.parametrize(("frames", "scored"), [(1, False), (4, False), (5, True)])
+def test_motion_is_scored_where_it_can_be_told(monkeypatch: pytest.MonkeyPatch, frames: int, scored: bool):
+    """A detector that is right but for motion: short clips are not wrong for it, and are not right for it either."""
+    shape = VideoShape(num_frames=frames, height=64, width=80)
+    monkeypatch.setattr(evaluation, "detect", lambda frames: replace(detect(frames), motion=None))
+    answers, _ = reconstruct(stages(), fixed_questions(6, shape), shape, progress=silent)
+    found = rates(answers)
+    assert ("motion" in found) == scored == ("motion" in report(answers)["by_value"])
+    assert (found["all"].share == 0) == scored
+    assert "0 of 6" in table(answers) and ("motion is not scored" in table(answers)) != scored
+    assert table(answers).count("\n") == 5
+
+
+def test_a_sheet_fills_its_last_row_as_other_sheets_do(tmp_path: Path):
+    answers, strips = reconstruct(stages(), QUESTIONS[:4], SHAPE, progress=silent)
+    save_sheet(tmp_path / "a.png", answers, strips, overwrite=False)
+    (picture,) = read_frames(tmp_path / "a.png")
+    width, height = 5 * 80 + 6, 64 + 6
+    assert picture.shape == (2 * height, 3 * width, 3)
+    assert (picture[height:, width:] == GRAY).all() and (picture[0, 0] == evaluation.RIGHT).all()
+    assert (picture[3 : height - 3, 3 : width - 3] == np.concatenate(list(strips[0]), axis=1)).all()
 
 
 def test_report_table_and_sheet(tmp_path: Path):

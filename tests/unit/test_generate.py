@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dit_video import generate as module
 from dit_video.errors import DvgenError, UsageError
-from dit_video.generate import Clip, Settings, Stages, decode_frames, generate, sample_latents
+from dit_video.generate import Clip, Result, Settings, Stages, decode_frames, generate, sample_latents
 from dit_video.machine import pick_device, pick_dtype
 from dit_video.models.wan.random import RandomCheckpoint
 from dit_video.shapes import VideoShape
@@ -236,19 +236,35 @@ def test_too_little_memory_is_a_sentence(tmp_path: Path, error: Exception):
 
 def test_long_prompts_are_cut_with_a_note():
     notes: list[str] = []
-    run = stages(note=notes.append)
+    run = stages(warn=notes.append)
     sample_latents(run, [Clip(prompt="word " * 200, shape=CLIPS[0].shape, seed=0)], Settings(steps=1))
     assert len(notes) == 1 and "512 tokens" in notes[0]
 
 
 def test_unknown_words_are_said_once(monkeypatch: pytest.MonkeyPatch):
     notes: list[str] = []
-    run = stages(keep=True, note=notes.append)
+    run = stages(keep=True, warn=notes.append)
     monkeypatch.setattr(type(run.text), "unknown_words", lambda self, prompt: prompt.split()[:1])
     clips = [Clip(prompt="cat on a beach", shape=CLIPS[0].shape, seed=0)] * 2
     for _ in range(2):
         sample_latents(run, clips, Settings(steps=1))
     assert len(notes) == 1 and "'cat'" in notes[0]
+
+
+def test_a_result_has_the_unknown_words_of_its_own_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = stages(keep=True)
+    monkeypatch.setattr(type(run.text), "unknown_words", lambda self, prompt: prompt.split()[:1])
+    picture = VideoShape(num_frames=1, height=16, width=16)
+
+    def made(prompt: str, guidance: float) -> Result:
+        clip = Clip(prompt=prompt, negative="dog cat", shape=picture, seed=0)
+        settings = Settings(steps=1, guidance=(guidance,))
+        return generate(run, clip, settings, tmp_path / "a.png", fps=8, overwrite=True)
+
+    assert made("cat on a beach", 2.0).unknown_words == ["cat", "dog"]
+    assert made("dog", 2.0).unknown_words == ["dog"]
+    assert made("cat", 1.0).unknown_words == ["cat"], "what was read for another clip"
+    assert not made("", 1.0).unknown_words and made("word " * 600, 1.0).prompt_cut
 
 
 def test_devices_and_dtypes(monkeypatch: pytest.MonkeyPatch):

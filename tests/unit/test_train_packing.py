@@ -1,6 +1,11 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 
+from dit_video.shapes import Grid
+from dit_video.train.data import Example, PackStream
 from dit_video.train.packing import pack_greedily, pack_in_chunks, padding
 
 
@@ -47,3 +52,12 @@ def test_a_clip_above_the_budget_has_a_pack_of_its_own():
 
 def test_nothing_to_pack():
     assert pack_greedily([], 100) == pack_in_chunks([], 100) == []
+
+
+def test_a_clip_is_as_many_tokens_as_its_grid_says(monkeypatch: pytest.MonkeyPatch):
+    shards = SimpleNamespace(grid=Grid(stride=(4, 8, 8), patch=(1, 2, 2)))
+    stream = PackStream(shards, window=1, pack_tokens=100, seed=(0,))  # type: ignore[arg-type]
+    example = Example(torch.zeros(16, 3, 8, 10), (), torch.zeros(3, 8, 10, dtype=torch.bool))
+    assert stream.tokens(example) == 3 * 4 * 5
+    monkeypatch.setattr(Grid, "tokens", lambda self, latent: (latent.frames, latent.height, 7))
+    assert stream.tokens(example) == 3 * 8 * 7, "the grid owns the arithmetic"

@@ -57,6 +57,7 @@ def test_one_frame(tmp_path: Path, suffix: str) -> None:
     source = gradient(1, 50, 70)
     path = write_video(tmp_path / f"still{suffix}", [source[0]], fps=24).path
     assert (probe(path).width, probe(path).height, probe(path).frames) == (70, 50, 1)
+    assert probe(path).fps == (None if suffix in (".gif", ".png") else 24), "a picture has no rate"
     assert psnr(next(read_frames(path)), source[0]) > 33
 
 

@@ -1,4 +1,7 @@
-"""The settings that a model is best sampled with."""
+"""The settings that a model is best sampled with; known before torch is imported.
+
+Sources: Wan-Video/Wan2.1 and Wan2.2, wan/configs/*.py; 1.3B's shift and guidance from its README.
+"""
 
 from dataclasses import dataclass
 
@@ -20,3 +23,14 @@ class Defaults:
     shift: float = 5.0
     solver: str = "unipc"
     sigmas: str = "release"
+
+
+RELEASES = {
+    "T2V-1.3B": Defaults(shift=8.0, guidance=(6.0,)),
+    "T2V-14B": Defaults(width=1280, height=720),
+    "T2V-A14B": Defaults(width=1280, height=720, steps=40, guidance=(4.0, 3.0), shift=12.0),
+    "TI2V-5B": Defaults(width=1280, height=704, frames=121, fps=24),
+}
+"""By the names of `variants.VARIANTS`."""
+
+TINY_DEFAULTS = Defaults(width=128, height=72, frames=9, fps=8, steps=4)

@@ -1,11 +1,11 @@
 """Wan models by name: the shapes of their parts and the settings that their releases sample with.
 
-Sources: Wan-Video/Wan2.1 and Wan2.2, wan/configs/*.py; 1.3B's shift and guidance from its README.
+Sources: Wan-Video/Wan2.1 and Wan2.2, wan/configs/*.py.
 """
 
 from dataclasses import dataclass
 
-from dit_video.models.wan.defaults import Defaults
+from dit_video.models.wan.defaults import RELEASES, TINY_DEFAULTS, Defaults
 from dit_video.models.wan.dit import DiTConfig
 from dit_video.models.wan.vae import VAEConfig
 from dit_video.models.wan.vae_layouts import WAN_2_1_VAE, WAN_2_2_VAE
@@ -27,19 +27,14 @@ VARIANTS = {
     "T2V-1.3B": Variant(
         dit=DiTConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30),
         vae=WAN_2_1_VAE,
-        defaults=Defaults(shift=8.0, guidance=(6.0,)),
+        defaults=RELEASES["T2V-1.3B"],
     ),
-    "T2V-14B": Variant(dit=_14B, vae=WAN_2_1_VAE, defaults=Defaults(width=1280, height=720)),
-    "T2V-A14B": Variant(
-        dit=_14B,
-        vae=WAN_2_1_VAE,
-        defaults=Defaults(width=1280, height=720, steps=40, guidance=(4.0, 3.0), shift=12.0),
-        boundary=0.875,
-    ),
+    "T2V-14B": Variant(dit=_14B, vae=WAN_2_1_VAE, defaults=RELEASES["T2V-14B"]),
+    "T2V-A14B": Variant(dit=_14B, vae=WAN_2_1_VAE, defaults=RELEASES["T2V-A14B"], boundary=0.875),
     "TI2V-5B": Variant(
         dit=DiTConfig(dim=3072, ffn_dim=14336, num_heads=24, num_layers=30, in_dim=48, out_dim=48),
         vae=WAN_2_2_VAE,
-        defaults=Defaults(width=1280, height=704, frames=121, fps=24),
+        defaults=RELEASES["TI2V-5B"],
     ),
 }
 
@@ -53,5 +48,5 @@ TINY = Variant(
         latents_mean=(0.0,) * 16,
         latents_std=(1.0,) * 16,
     ),
-    defaults=Defaults(width=128, height=72, frames=9, fps=8, steps=4),
+    defaults=TINY_DEFAULTS,
 )
