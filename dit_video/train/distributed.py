@@ -1,5 +1,7 @@
 """Data-parallel training through torch.distributed, started by torchrun; one process when it is not."""
 
+import gc
+import importlib
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,6 +17,10 @@ def start(device: str) -> tuple[int, int]:
     if world == 1:
         return 0, 1
     if not dist.is_initialized():
+        # torch.distributed.nn.functional has the group that there is at its import as a default argument, and the first
+        # optimiser imports it. The group's threads would then outlive `stop`, and abort the process when they drop a
+        # tensor while the interpreter is taken down ("terminate called without an active exception").
+        importlib.import_module("torch._dynamo")
         cuda = device.startswith("cuda")
         if cuda:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -74,6 +80,7 @@ def gather_objects(mine: Any, world: int) -> list[Any]:
 
 
 def stop() -> None:
-    """Leave the group, where there is one."""
+    """Leave the group, where there is one, and wait until its threads have ended."""
     if dist.is_initialized():
         dist.destroy_process_group()
+        gc.collect()

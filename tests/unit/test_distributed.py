@@ -1,10 +1,10 @@
 """Two processes that train together do what one does."""
 
 import os
+import socket
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
@@ -40,20 +40,34 @@ def take_steps(rank: int, world: int) -> list[torch.Tensor]:
     return [p.detach() for p in module.parameters()]
 
 
-def worker(rank: int, folder: str) -> None:
+def worker(rank: int, folder: str, port: int) -> None:
     """One of the processes."""
-    os.environ["WORLD_SIZE"] = str(WORLD)
+    os.environ |= {"WORLD_SIZE": str(WORLD), "RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
     assert distributed.start("cpu") == (rank, WORLD)
     torch.save(take_steps(rank, WORLD), f"{folder}/{rank}.pt")
     assert distributed.any_process([rank == 1, False], WORLD) == [True, False]
     assert distributed.gather_objects({"rank": rank}, WORLD) == [{"rank": 0}, {"rank": 1}]
     distributed.stop()
+    assert not group_threads(), "they would abort the process if they outlived the interpreter"
+
+
+def group_threads() -> list[str]:
+    """The names of this process's threads that belong to a group of processes (Linux alone tells)."""
+    tasks = Path("/proc/self/task")
+    names = [(task / "comm").read_text().strip() for task in tasks.iterdir()] if tasks.is_dir() else []
+    return [name for name in names if "gloo" in name]
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def test_two_processes_step_as_one(tmp_path: Path) -> None:
-    mp.spawn(worker, (str(tmp_path),), nprocs=WORLD)
+    mp.spawn(worker, (str(tmp_path), free_port()), nprocs=WORLD)
     alone = take_steps(0, 1)
     for rank in range(WORLD):
         for mine, expected in zip(torch.load(tmp_path / f"{rank}.pt"), alone, strict=True):
