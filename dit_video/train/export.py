@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # What a diffusers folder has no field for; dvgen.json beside model_index.json holds it.
 DEFAULTS = {
     "steps": 20,
-    "guidance": [2.5],
+    "guidance": [4.0],
     "negative": "",
     "size": "256x144",
     "frames": 24,

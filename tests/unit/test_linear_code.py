@@ -1,0 +1,115 @@
+"""The linear code: what it is, and autoencoders and transformers that are trained on it."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from dit_video.shapes import Grid
+from dit_video.train import autoencoder, dit
+from dit_video.train.config import AutoencoderArch, AutoencoderConfig, DiTArch, DiTTrainConfig, LoopConfig, PhaseConfig
+from dit_video.train.linear_code import fit_linear_code, load_linear_code
+
+PHASE = PhaseConfig(images=0.5, short_side=(32, 48), frames=(5, 9))
+LOOP = LoopConfig(steps=60, warmup=2, log_every=5, ema=0.9, threads=1, sheet_minutes=1e9)
+ARCH = AutoencoderArch(dim=8, decoder_dim=8, z_dim=8, patch=4, dim_mult=(1, 2, 2), temporal_downsample=(True, True))
+GRID = Grid(stride=(4, 16, 16))
+
+
+def config(out, **fields) -> AutoencoderConfig:
+    return AutoencoderConfig(
+        out=str(out), arch=ARCH, loop=LOOP, data=PHASE, batch_pixels=30_000, linear_code=True, **fields
+    )
+
+
+@pytest.fixture(scope="module")
+def code():
+    patch = pytest.MonkeyPatch()
+    patch.setattr(autoencoder, "CODE_CLIPS", 60)
+    clips = autoencoder.code_clips(config(""), GRID, np.random.default_rng(0))
+    yield fit_linear_code(clips, 8, GRID.stride)
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """An autoencoder's run with a linear code, and the losses that it logged."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(autoencoder, "reconstruction_sheet", lambda vae, path: None)
+    patch.setattr(autoencoder, "CODE_CLIPS", 40)
+    out, log = tmp_path_factory.mktemp("runs") / "vae", []
+    autoencoder.train(config(out), resume=False, report=log.append)
+    patch.undo()
+    return out, log
+
+
+def test_it_is_linear_and_has_the_grid_of_the_autoencoder(code):
+    a, b = torch.rand(2, 2, 3, 9, 32, 48) * 2 - 1
+    zero = code(torch.zeros_like(a))
+    assert code(a).shape == (2, 8, 3, 2, 3)
+    torch.testing.assert_close(code(0.3 * a + 0.7 * b), 0.3 * code(a) + 0.7 * code(b), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(code(a), zero)
+
+
+def test_a_still_clip_has_one_latent_frame_again_and_again(code):
+    still = torch.rand(1, 3, 1, 32, 48).expand(-1, -1, 9, -1, -1)
+    latents = code(still)
+    torch.testing.assert_close(latents, latents[:, :, :1].expand_as(latents))
+
+
+def test_no_latent_sees_what_comes_after_it(code):
+    clip = torch.rand(1, 3, 9, 32, 48)
+    torch.testing.assert_close(code(clip)[:, :, :2], code(clip[:, :, :5]))
+
+
+def test_its_scale_suits_the_noise(code):
+    clips = [*autoencoder.code_clips(config(""), GRID, np.random.default_rng(1))][:40]
+    latents = [code(video[None])[0] for video, _ in clips]
+    everywhere = torch.cat([x.flatten(1) for x in latents], dim=1)
+    inside = torch.cat([x[:, cells] for x, (_, cells) in zip(latents, clips, strict=True)], dim=1)
+    product = everywhere.std(1) * inside.std(1)  # the geometric mean of both is 1 over the clips it was fitted to
+    assert ((product > 0.4) & (product < 2.5)).all()
+
+
+def test_encoder_and_decoder_learn_it(trained):
+    out, log = trained
+    assert np.mean([line.loss for line in log[-2:]]) < 0.9 * log[0].loss
+    vae = autoencoder.load_autoencoder(out)
+    assert set(vae.config.latents_mean) == {0.0} and set(vae.config.latents_std) == {1.0}
+
+
+def test_a_run_that_begins_from_another_keeps_its_code(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(autoencoder, "reconstruction_sheet", lambda vae, path: None)
+    loop = dataclasses.replace(LOOP, steps=1)
+    autoencoder.train(
+        dataclasses.replace(config(tmp_path / "next", init_from=str(trained[0])), loop=loop),
+        resume=False,
+        report=lambda line: None,
+    )
+    first, second = (load_linear_code(folder) for folder in (trained[0], tmp_path / "next"))
+    assert first is not None and second is not None
+    torch.testing.assert_close(second.state_dict(), first.state_dict(), rtol=0, atol=0)
+
+
+def test_a_transformer_trains_on_the_code_itself(trained, tmp_path):
+    train = DiTTrainConfig(
+        out=str(tmp_path / "dit"),
+        autoencoder=str(trained[0]),
+        arch=DiTArch(dim=48, num_heads=2, ffn_dim=96, num_layers=1, text_dim=32, text_layers=1, text_heads=2),
+        loop=dataclasses.replace(LOOP, steps=1),
+        phase=(PHASE,),
+        shard_clips=8,
+        window=1,
+    )
+    models = dit.build(train)
+    assert models.code is not None
+    _, stream = dit.prepare(train, models)
+    example = stream.next()[0]
+    assert example.latents.shape[0] == 8
+    with_code = dit.fingerprint(models.vae, models.code)
+    assert with_code != dit.fingerprint(models.vae)
+
+
+def test_there_is_none_in_another_autoencoder(tmp_path):
+    assert load_linear_code(tmp_path) is None
