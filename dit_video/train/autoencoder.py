@@ -10,6 +10,7 @@ that a transformer leaves (compare the noise in arXiv 2501.09755 and 2304.09479)
 import dataclasses
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from dit_video.checkpoints.files import load_tensors, save_tensors
 from dit_video.errors import CheckpointError, DvgenError, UsageError
 from dit_video.models.wan.vae import VAEConfig, WanVAE
 from dit_video.nn.pixels import to_frames, to_video
+from dit_video.scenes.captions import caption
 from dit_video.scenes.render import render
 from dit_video.shapes import Grid, VideoShape
 from dit_video.train import distributed
 from dit_video.train.config import AutoencoderArch, AutoencoderConfig
 from dit_video.train.data import object_mask, pad_frames, sample_shape, scene_batch
+from dit_video.train.denoised import Denoiser
 from dit_video.train.linear_code import LinearCode, fit_linear_code, load_linear_code
 from dit_video.train.loop import Reporter, Run, StepResult, begin, check_device, fit
 from dit_video.train.optim import EMA, build_optimizers
@@ -36,6 +39,7 @@ from dit_video.train.vae_init import initialise
 AUTOENCODER = "autoencoder.safetensors"
 STATISTICS_CLIPS = 256
 CODE_CLIPS = 400
+DENOISED_SHARE = 0.7
 
 
 def vae_config(arch: AutoencoderArch) -> VAEConfig:
@@ -61,13 +65,14 @@ def train(config: AutoencoderConfig, *, resume: bool, report: Reporter) -> Path:
         CheckpointError: nothing to resume, a run that would be lost, or an `init_from` that does not fit.
         UsageError: this machine lacks the device, or a geometry that does not fit together.
     """
-    folder = Path(config.out)
+    folder, device = Path(config.out), config.loop.device
     check_device(config.loop)
     try:
         vae_config(config.arch)
     except DvgenError as error:
         raise UsageError(f"arch: {error}") from None
     start = _start(config)
+    denoiser = Denoiser(Path(config.denoiser), start, device) if config.denoiser and start else None
     begin(folder, resume=resume)
     rank, world = distributed.start(config.loop.device)
     if config.loop.threads:
@@ -80,13 +85,13 @@ def train(config: AutoencoderConfig, *, resume: bool, report: Reporter) -> Path:
     else:
         vae.load_state_dict(start.state_dict())
     if code is not None:
-        code.to(config.loop.device)
+        code.to(device)
         if rank == 0 and not resume:
             code.save(folder)
     if config.decoder_only:
         vae.encoder.requires_grad_(False)
         vae.conv1.requires_grad_(False)
-    vae.to(config.loop.device)
+    vae.to(device)
     grid = Grid(stride=vae.config.stride)
     run = Run(
         folder=folder,
@@ -106,17 +111,11 @@ def train(config: AutoencoderConfig, *, resume: bool, report: Reporter) -> Path:
             raise CheckpointError(f"{config.init_from}: its encoder is not the one that this run began with.")
 
     def step(n: int) -> StepResult:
-        shape, video, weights = make_batch(config, grid, numpy_generator(config.loop.seed, rank, n))
-        loss = reconstruction_loss(
-            vae,
-            video.to(config.loop.device),
-            weights.to(config.loop.device),
-            config,
-            torch_generator(config.loop.seed, rank, n),
-            code,
-        )
-        latent = grid.latent(shape)
-        return StepResult(loss, len(video), len(video) * latent.frames * latent.height * latent.width // 4)
+        batch = make_batch(config, grid, numpy_generator(config.loop.seed, rank, n))
+        batch = dataclasses.replace(batch, video=batch.video.to(device), weights=batch.weights.to(device))
+        loss = reconstruction_loss(vae, batch, config, torch_generator(config.loop.seed, rank, n), code, denoiser)
+        latent = grid.latent(batch.shape)
+        return StepResult(loss, len(batch.video), len(batch.video) * latent.frames * latent.height * latent.width // 4)
 
     fit(run, step, lambda path: reconstruction_sheet(vae, path), report)
     run.ema.swap()
@@ -177,33 +176,46 @@ def first_look(config: AutoencoderConfig) -> Tensor:
     return to_video(np.stack([render(scene) for scene in scene_batch(rng, shape, 48)]))
 
 
-def make_batch(config: AutoencoderConfig, grid: Grid, rng: np.random.Generator) -> tuple[VideoShape, Tensor, Tensor]:
-    """(shape, video (B, 3, T, H, W) in [-1, 1], weights (B, 1, T, H, W)): one native shape, padded to whole latents
-    by its own edge.
+@dataclass(frozen=True)
+class Batch:
+    """Clips of one native shape, padded to whole latents by their own edge: video (B, 3, T, H, W) in [-1, 1], weights
+    (B, 1, T, H, W), and captions.
     """
+
+    shape: VideoShape
+    video: Tensor
+    weights: Tensor
+    captions: tuple[str, ...]
+
+
+def make_batch(config: AutoencoderConfig, grid: Grid, rng: np.random.Generator) -> Batch:
+    """The batch that `rng` draws."""
     shape = sample_shape(rng, config.data)
     padded = grid.padded(shape)
     count = max(1, round(config.batch_pixels / (padded.num_frames * padded.height * padded.width)))
     scenes = scene_batch(rng, shape, min(count, 64), config.data.second_object)
     video = to_video(np.stack([pad_frames(render(scene), padded) for scene in scenes]))
     masks = torch.stack([object_mask(scene, padded) for scene in scenes])[:, None]
-    return shape, video, 1 + (config.object_weight - 1) * masks.float()
+    captions = tuple(caption(scene, rng) for scene in scenes) if config.denoiser else ("",) * len(scenes)
+    return Batch(shape, video, 1 + (config.object_weight - 1) * masks.float(), captions)
 
 
 def reconstruction_loss(
     vae: WanVAE,
-    video: Tensor,
-    weights: Tensor,
+    batch: Batch,
     config: AutoencoderConfig,
     generator: torch.Generator,
     code: LinearCode | None = None,
+    denoiser: Denoiser | None = None,
 ) -> Tensor:
     """Weighted L1 + L2 of the reconstruction from noisy latents, L1 of its spatial differences (`edge_weight`: corners
     and points), and a weak pull of each channel's deviation towards 1.
 
     The noise is relative to the channel's own deviation in the batch, so inflating the latents cannot escape it. With a
     `code` the decoder reads that, and the mean squared error of the encoder against it takes the place of the pull.
+    With a `denoiser` most of the batches are what that makes of the latents at levels below `denoise_from`.
     """
+    video, weights = batch.video, batch.weights
     with torch.autocast(video.device.type, torch.bfloat16, enabled=config.loop.bf16):
         with torch.set_grad_enabled(not config.decoder_only):
             mean, _ = vae.encode_moments(video)
@@ -212,7 +224,11 @@ def reconstruction_loss(
         deviation = latents.std(dim=(0, 2, 3, 4), keepdim=True)
         level = torch.randn(len(latents), 1, 1, 1, 1, generator=generator).abs().to(latents) * config.latent_noise
         noise = torch.randn(latents.shape, generator=generator).to(latents)
-        error = vae.decode(latents + level * deviation.detach() * noise).float() - video
+        seen = latents + level * deviation.detach() * noise
+        if denoiser is not None and torch.rand((), generator=generator) < DENOISED_SHARE:
+            sigma = config.denoise_from * torch.rand(len(latents), generator=generator)
+            seen = denoiser(latents, batch.captions, sigma, generator)
+        error = vae.decode(seen).float() - video
     weights = weights / weights.mean()
     loss = (weights * (error.abs() + error.square())).mean()
     for axis in (-2, -1):
@@ -231,7 +247,7 @@ def measured_statistics(vae: WanVAE, config: AutoencoderConfig) -> VAEConfig:
     squares, count = total.clone(), 0
     grid, clips = Grid(stride=vae.config.stride), 0
     while clips < STATISTICS_CLIPS:
-        _, video, _ = make_batch(config, grid, rng)
+        video = make_batch(config, grid, rng).video
         latents = vae.encode_moments(video[:8].to(config.loop.device))[0].cpu().double().transpose(0, 1).flatten(1)
         total, squares = total + latents.sum(1), squares + latents.square().sum(1)
         count, clips = count + latents.shape[1], clips + min(8, len(video))

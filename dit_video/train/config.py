@@ -169,7 +169,17 @@ class AutoencoderConfig:
     decoder_only: bool = False
     """Leave the encoder of `init_from` as it is, and its latents: a transformer that was trained on them still fits."""
 
+    denoiser: str = ""
+    """A diffusers folder whose transformer was trained on these latents: the decoder also learns from what that makes
+    of noisy ones.
+    """
+    denoise_from: float = 0.8
+    """The highest noise level that it denoises from."""
+
     def __post_init__(self) -> None:
+        if self.denoiser and not self.decoder_only:
+            raise UsageError("denoiser is given, but decoder_only is false: its transformer fits one encoder alone.")
+        _within("denoise_from", self.denoise_from, 0, 1)
         if self.decoder_only and not self.init_from:
             raise UsageError(
                 "decoder_only is true, but init_from is empty: name the autoencoder whose encoder to keep."

@@ -1,14 +1,17 @@
 """The linear code: what it is, and autoencoders and transformers that are trained on it."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from dit_video.errors import CheckpointError
 from dit_video.shapes import Grid
 from dit_video.train import autoencoder, dit
 from dit_video.train.config import AutoencoderArch, AutoencoderConfig, DiTArch, DiTTrainConfig, LoopConfig, PhaseConfig
+from dit_video.train.denoised import Denoiser
 from dit_video.train.linear_code import fit_linear_code, load_linear_code
 
 PHASE = PhaseConfig(images=0.5, short_side=(32, 48), frames=(5, 9))
@@ -20,6 +23,19 @@ GRID = Grid(stride=(4, 16, 16))
 def config(out, **fields) -> AutoencoderConfig:
     return AutoencoderConfig(
         out=str(out), arch=ARCH, loop=LOOP, data=PHASE, batch_pixels=30_000, linear_code=True, **fields
+    )
+
+
+def transformer(vae, out) -> DiTTrainConfig:
+    """A tiny transformer's run of one step on the autoencoder in `vae`."""
+    return DiTTrainConfig(
+        out=str(out),
+        autoencoder=str(vae),
+        arch=DiTArch(dim=48, num_heads=2, ffn_dim=96, num_layers=1, text_dim=32, text_layers=1, text_heads=2),
+        loop=dataclasses.replace(LOOP, steps=1),
+        phase=(PHASE,),
+        shard_clips=8,
+        window=1,
     )
 
 
@@ -93,15 +109,7 @@ def test_a_run_that_begins_from_another_keeps_its_code(trained, tmp_path, monkey
 
 
 def test_a_transformer_trains_on_the_code_itself(trained, tmp_path):
-    train = DiTTrainConfig(
-        out=str(tmp_path / "dit"),
-        autoencoder=str(trained[0]),
-        arch=DiTArch(dim=48, num_heads=2, ffn_dim=96, num_layers=1, text_dim=32, text_layers=1, text_heads=2),
-        loop=dataclasses.replace(LOOP, steps=1),
-        phase=(PHASE,),
-        shard_clips=8,
-        window=1,
-    )
+    train = transformer(trained[0], tmp_path / "dit")
     models = dit.build(train)
     assert models.code is not None
     _, stream = dit.prepare(train, models)
@@ -109,6 +117,51 @@ def test_a_transformer_trains_on_the_code_itself(trained, tmp_path):
     assert example.latents.shape[0] == 8
     with_code = dit.fingerprint(models.vae, models.code)
     assert with_code != dit.fingerprint(models.vae)
+
+
+def test_a_decoder_learns_from_what_a_transformer_makes(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(autoencoder, "reconstruction_sheet", lambda vae, path: None)
+    monkeypatch.setattr(dit, "sample_sheet", lambda *_, **__: None)
+    loop = dataclasses.replace(LOOP, steps=3)
+    train = transformer(trained[0], tmp_path / "dit")
+    dit.train(train, resume=False, report=lambda line: None)
+    model = str(tmp_path / "dit" / "model")
+    after = config(tmp_path / "after", init_from=str(trained[0]), decoder_only=True, denoiser=model)
+    asked = []
+    monkeypatch.setattr(Denoiser, "__call__", watched(asked, Denoiser.__call__))
+    autoencoder.train(dataclasses.replace(after, loop=loop), resume=False, report=lambda line: None)
+    assert asked, "no batch was denoised"
+    for latents, denoised in asked:
+        assert denoised.shape == latents.shape and not torch.equal(denoised, latents)
+    first, second = (autoencoder.load_autoencoder(folder) for folder in (trained[0], tmp_path / "after"))
+    assert not torch.equal(first.decoder.conv1.weight, second.decoder.conv1.weight)
+    assert torch.equal(first.conv1.weight, second.conv1.weight)
+    other = dataclasses.replace(ARCH, z_dim=12)
+    odd = autoencoder.WanVAE(autoencoder.vae_config(other))
+    with pytest.raises(CheckpointError, match="takes latents of 8 channels, and this autoencoder's have 12"):
+        Denoiser(Path(model), odd, "cpu")
+
+
+def test_without_noise_the_denoiser_changes_nothing(trained, tmp_path, monkeypatch):
+    vae = autoencoder.load_autoencoder(trained[0])
+    monkeypatch.setattr(dit, "sample_sheet", lambda *_, **__: None)
+    train = transformer(trained[0], tmp_path / "dit")
+    dit.train(train, resume=False, report=lambda line: None)
+    denoiser = Denoiser(tmp_path / "dit" / "model", vae, "cpu")
+    latents = torch.randn(2, 8, 2, 3, 5)
+    same = denoiser(latents, ["a red ball", ""], torch.zeros(2), torch.Generator())
+    torch.testing.assert_close(same, latents)
+
+
+def watched(asked, call):
+    """`call`, noting latents and results."""
+
+    def noting(self, latents, *rest):
+        result = call(self, latents, *rest)
+        asked.append((latents, result))
+        return result
+
+    return noting
 
 
 def test_there_is_none_in_another_autoencoder(tmp_path):
