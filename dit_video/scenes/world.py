@@ -164,17 +164,19 @@ def sample_scene(
     size: tuple[int, int],
     held_out: bool = False,
     objects: int | None = None,
+    second_object: float = SECOND_OBJECT_SHARE,
 ) -> Scene:
     """A random scene of the world.
 
-    num_frames from 1; size = (width, height); objects is 1 or 2, or None for mostly one (always one when held out).
-    With `held_out` the first object is one of the held-out combinations and the second is not; without it none is.
+    num_frames from 1; size = (width, height); objects is 1 or 2, or None for mostly one: two in a share
+    `second_object`, never when held out. With `held_out` the first object is one of the held-out combinations and the
+    second is not; without it none is.
 
     Raises:
         ValueError: another number of objects.
     """
     if objects is None:
-        objects = 2 if not held_out and rng.random() < SECOND_OBJECT_SHARE else 1
+        objects = 2 if not held_out and rng.random() < second_object else 1
     if objects not in (1, 2):
         raise ValueError(f"a scene has 1 or 2 objects, not {objects}")
     width, height = size

@@ -24,8 +24,8 @@ from dit_video.models.wan.vae import VAEConfig, WanVAE
 from dit_video.nn.pixels import to_frames, to_video
 from dit_video.scenes.captions import caption
 from dit_video.scenes.render import render
-from dit_video.shapes import Grid, VideoShape
-from dit_video.train import distributed
+from dit_video.shapes import Grid, VideoShape, round_up
+from dit_video.train import distributed, linear_code
 from dit_video.train.config import AutoencoderArch, AutoencoderConfig
 from dit_video.train.data import object_mask, pad_frames, sample_shape, scene_batch
 from dit_video.train.denoised import Denoiser
@@ -39,7 +39,7 @@ from dit_video.train.vae_init import initialise
 AUTOENCODER = "autoencoder.safetensors"
 STATISTICS_CLIPS = 256
 CODE_CLIPS = 400
-DENOISED_SHARE = 0.7
+DENOISED_SHARE = 0.7  # of the batches: the rest keeps clean latents readable
 
 
 def vae_config(arch: AutoencoderArch) -> VAEConfig:
@@ -62,7 +62,7 @@ def train(config: AutoencoderConfig, *, resume: bool, report: Reporter) -> Path:
     """Train, resume, and write the finished autoencoder: averaged weights, measured latent statistics.
 
     Raises:
-        CheckpointError: nothing to resume, a run that would be lost, or an `init_from` that does not fit.
+        CheckpointError: nothing to resume, a run that would be lost, or an `init_from` or a `denoiser` that do not fit.
         UsageError: this machine lacks the device, or a geometry that does not fit together.
     """
     folder, device = Path(config.out), config.loop.device
@@ -72,14 +72,17 @@ def train(config: AutoencoderConfig, *, resume: bool, report: Reporter) -> Path:
     except DvgenError as error:
         raise UsageError(f"arch: {error}") from None
     start = _start(config)
-    denoiser = Denoiser(Path(config.denoiser), start, device) if config.denoiser and start else None
+    _check_code(config, folder, resume)
+    denoiser = Denoiser(Path(config.denoiser), start) if config.denoiser and start else None
     begin(folder, resume=resume)
+    if not resume:
+        (folder / linear_code.FILE).unlink(missing_ok=True)  # of a run that ended before its first checkpoint
     rank, world = distributed.start(config.loop.device)
     if config.loop.threads:
         torch.set_num_threads(config.loop.threads)
     torch.manual_seed(config.loop.seed)
     vae = WanVAE(vae_config(config.arch))
-    code = _code(config, folder if resume else Path(config.init_from or folder))
+    code = _code(config, folder if resume else Path(config.init_from) if config.init_from else None)
     if start is None:
         initialise(vae, video := first_look(config), code(video) if code else None)
     else:
@@ -88,6 +91,8 @@ def train(config: AutoencoderConfig, *, resume: bool, report: Reporter) -> Path:
         code.to(device)
         if rank == 0 and not resume:
             code.save(folder)
+    if denoiser is not None:
+        denoiser.load(device, torch.bfloat16 if config.loop.bf16 else torch.float32)
     if config.decoder_only:
         vae.encoder.requires_grad_(False)
         vae.conv1.requires_grad_(False)
@@ -137,11 +142,29 @@ def _start(config: AutoencoderConfig) -> WanVAE | None:
     return start
 
 
-def _code(config: AutoencoderConfig, folder: Path) -> LinearCode | None:
+def _check_code(config: AutoencoderConfig, folder: Path, resume: bool) -> None:
+    """Refuse what would change a code on the way. Raises CheckpointError or UsageError."""
+    if resume and config.linear_code != (folder / linear_code.FILE).is_file():
+        there, other = ("no", "false") if config.linear_code else ("a", "true")
+        raise CheckpointError(f"{folder}: this run has {there} linear code; resume it with linear_code = {other}.")
+    if not config.linear_code:
+        return
+    side = vae_config(config.arch).stride[1]
+    if side % linear_code.SIDES:
+        nearest = round_up(side, linear_code.SIDES)
+        raise UsageError(
+            f"linear_code is true and a latent has {side} pixels on a side: it takes multiples of "
+            f"{linear_code.SIDES}; the nearest is {nearest}."
+        )
+    if config.decoder_only and not (Path(config.init_from) / linear_code.FILE).is_file():
+        raise CheckpointError(f"{config.init_from}: has no {linear_code.FILE}, so its encoder computes another code.")
+
+
+def _code(config: AutoencoderConfig, folder: Path | None) -> LinearCode | None:
     """The linear code of this run, if its config wants one: the one in `folder`, or one fitted now."""
     if not config.linear_code:
         return None
-    if (there := load_linear_code(folder)) is not None:
+    if folder is not None and (there := load_linear_code(folder)) is not None:
         return there
     grid, rng = Grid(stride=vae_config(config.arch).stride), numpy_generator(config.loop.seed, 1 << 20, 1)
     return fit_linear_code(code_clips(config, grid, rng), config.arch.z_dim, grid.stride)
@@ -217,10 +240,12 @@ def reconstruction_loss(
     """
     video, weights = batch.video, batch.weights
     with torch.autocast(video.device.type, torch.bfloat16, enabled=config.loop.bf16):
+        # An encoder that is left as it is matters only where its latents are the code.
+        asked = code is None or not config.decoder_only
         with torch.set_grad_enabled(not config.decoder_only):
-            mean, _ = vae.encode_moments(video)
-        mean = mean.float()
-        latents = mean if code is None else code(video)
+            mean = vae.encode_moments(video)[0].float() if asked else None
+        latents = code(video) if code is not None else mean
+        assert latents is not None
         deviation = latents.std(dim=(0, 2, 3, 4), keepdim=True)
         level = torch.randn(len(latents), 1, 1, 1, 1, generator=generator).abs().to(latents) * config.latent_noise
         noise = torch.randn(latents.shape, generator=generator).to(latents)
@@ -235,7 +260,7 @@ def reconstruction_loss(
         edges = weights.narrow(axis, 1, error.shape[axis] - 1) * error.diff(dim=axis).abs()
         loss = loss + config.edge_weight * edges.mean()
     if code is not None:
-        return loss + (mean - latents).square().mean()
+        return loss if mean is None else loss + (mean - latents).square().mean()
     return loss + 1e-3 * deviation.clamp_min(1e-6).log().square().mean()
 
 

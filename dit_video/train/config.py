@@ -168,7 +168,6 @@ class AutoencoderConfig:
     """A run or a diffusers folder to begin with."""
     decoder_only: bool = False
     """Leave the encoder of `init_from` as it is, and its latents: a transformer that was trained on them still fits."""
-
     denoiser: str = ""
     """A diffusers folder whose transformer was trained on these latents: the decoder also learns from what that makes
     of noisy ones.

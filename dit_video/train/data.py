@@ -83,8 +83,7 @@ def scene_batch(
     """
     size = (shape.width, shape.height)
     return [
-        sample_scene(rng, num_frames=shape.num_frames, size=size, objects=2 if rng.random() < second_object else 1)
-        for _ in range(count)
+        sample_scene(rng, num_frames=shape.num_frames, size=size, second_object=second_object) for _ in range(count)
     ]
 
 

@@ -25,16 +25,17 @@ class Denoiser:
         CheckpointError: a file is missing or damaged, or the transformer takes other latents.
     """
 
-    def __init__(self, folder: Path, vae: WanVAE, device: str):
-        checkpoint = WanCheckpoint.open(folder)
-        if checkpoint.dit.in_dim != vae.config.z_dim:
-            raise CheckpointError(
-                f"{folder}: its transformer takes latents of {checkpoint.dit.in_dim} channels, and this autoencoder's "
-                f"have {vae.config.z_dim}."
-            )
-        self.vae = vae
-        self.dit = checkpoint.load_dit(dtype=torch.bfloat16, device=device)
-        self.text = checkpoint.load_text(dtype=torch.float32, device=device)
+    def __init__(self, folder: Path, vae: WanVAE):
+        self.vae, self.checkpoint = vae, WanCheckpoint.open(folder)
+        if self.checkpoint.vae != vae.config:
+            raise CheckpointError(f"{folder}: its transformer was trained on the latents of another autoencoder.")
+        if self.checkpoint.boundary is not None:
+            raise CheckpointError(f"{folder}: has two transformers, and a denoiser has one.")
+
+    def load(self, device: str, dtype: torch.dtype) -> None:
+        """Load the weights; the products of the transformer are in `dtype`."""
+        self.dit = self.checkpoint.load_dit(dtype=dtype, device=device)
+        self.text = self.checkpoint.load_text(dtype=torch.float32, device=device)
 
     @torch.no_grad()
     def __call__(self, latents: Tensor, captions: Sequence[str], sigma: Tensor, generator: torch.Generator) -> Tensor:
@@ -49,7 +50,9 @@ class Denoiser:
         noise = torch.randn(padded.shape, generator=generator).to(padded)
         x = torch.lerp(padded, noise, sigma.to(padded).view(-1, 1, 1, 1, 1))
         distinct = sorted(set(captions))
-        keys = self.dit.encode_text(self.text.encode(distinct))
+        with torch.autocast(x.device.type, enabled=False):  # as in training
+            embeds = self.text.encode(distinct)
+        keys = self.dit.encode_text(embeds)
         index = [distinct.index(caption) for caption in captions]
         for left in range(STEPS, 0, -1):
             times = [s.repeat(x.shape[2]) * (NUM_TRAIN_TIMESTEPS * left / STEPS) for s in sigma]

@@ -37,7 +37,7 @@ def export(models: "Models", out: Path) -> None:
     """Write the models as they are now (weights of the moving average, if swapped in) to a diffusers folder.
 
     The transformer and the autoencoder are stored in float16, the text encoder in float32, because transformers runs
-    a model in the dtype it is stored in.
+    a model in the dtype it is stored in. A linear code goes with them, for training to go on.
     """
     save_folder(
         out,
@@ -50,3 +50,5 @@ def export(models: "Models", out: Path) -> None:
         dit_dtype=torch.float16,
         vae_dtype=torch.float16,
     )
+    if models.code is not None:
+        models.code.save(out)

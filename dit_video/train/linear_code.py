@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dit_video.checkpoints.files import load_tensors, save_tensors
+from dit_video.errors import CheckpointError
 
 FILE = "linear_code.safetensors"
 POOL = 2  # pixels are averaged in squares of this side first: finer detail is beyond so few components
+SIDES = 2 * POOL  # pixels of a latent must be a multiple: the windows reach half a latent beyond it
 CELLS_PER_CLIP = 64  # with an object, that the components are fitted to
 
 
@@ -56,6 +58,8 @@ def load_linear_code(folder: Path) -> LinearCode | None:
     if not (folder / FILE).is_file():
         return None
     tensors, _ = load_tensors(folder / FILE)
+    if tensors.keys() != {"kernel", "bias"}:
+        raise CheckpointError(f"{folder / FILE}: has {', '.join(sorted(tensors))}; a linear code has bias and kernel.")
     return LinearCode(tensors["kernel"], tensors["bias"])
 
 
@@ -68,7 +72,7 @@ def fit_linear_code(clips: Iterable[tuple[Tensor, Tensor]], z_dim: int, stride: 
 
     Args:
         clips: pairs of a video (3, T, H, W) in [-1, 1] on the grid and of its cells that hold objects (t, h, w), bool.
-        stride: pixels of a latent in time, height and width; height and width are alike.
+        stride: pixels of a latent in time, height and width; height and width are alike, and multiples of SIDES.
     """
     side = 2 * stride[1] // POOL
     ramp = (torch.arange(side) + 0.5) / side
@@ -84,9 +88,10 @@ def fit_linear_code(clips: Iterable[tuple[Tensor, Tensor]], z_dim: int, stride: 
         chosen.append(rows[some[inside][:CELLS_PER_CLIP]])
         others.append(rows[some[:CELLS_PER_CLIP]])
     rows, everywhere = torch.cat(chosen), torch.cat(others)
-    torch.manual_seed(0)  # svd_lowrank draws its start
     mean = rows.mean(0)
-    _, _, directions = torch.svd_lowrank(rows - mean, q=z_dim + 16, niter=4)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # svd_lowrank draws its start
+        _, _, directions = torch.svd_lowrank(rows - mean, q=min(z_dim + 16, *rows.shape), niter=4)
     matrix = directions[:, :z_dim].T  # (z_dim, 3 stride_t k k)
     latents, objects_latents = everywhere @ matrix.T, rows @ matrix.T
     scale = (latents.std(0) * objects_latents.std(0)).sqrt()

@@ -55,9 +55,8 @@ def initialise(vae: WanVAE, video: Tensor, code: Tensor | None = None) -> None:
 
     The encoder's first layer takes principal components of the pixel patches (each with both signs, since silu(x) -
     silu(-x) = x), its head whitens principal components of what the average-down shortcuts bring, or comes nearest to
-    `code`, the latents (B, z_dim, t, h, w) that it shall learn to compute; the decoder's first
-    layer spreads latents over its channels, its head is the least-squares map from what the duplicate-up shortcuts
-    bring to the pixels.
+    `code`, the latents (B, z_dim, t, h, w) that it shall learn to compute; the decoder's first layer spreads latents
+    over its channels, its head is the least-squares map from what the duplicate-up shortcuts bring to the pixels.
     """
     for name, parameter in vae.named_parameters():
         if name.endswith((".residual.6.weight", ".residual.6.bias", ".proj.weight", ".proj.bias")):

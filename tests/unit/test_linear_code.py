@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from dit_video.errors import CheckpointError
-from dit_video.shapes import Grid
+from dit_video.checkpoints.files import save_tensors
+from dit_video.errors import CheckpointError, UsageError
+from dit_video.shapes import Grid, VideoShape
 from dit_video.train import autoencoder, dit
 from dit_video.train.config import AutoencoderArch, AutoencoderConfig, DiTArch, DiTTrainConfig, LoopConfig, PhaseConfig
+from dit_video.train.data import scene_batch
 from dit_video.train.denoised import Denoiser
-from dit_video.train.linear_code import fit_linear_code, load_linear_code
+from dit_video.train.linear_code import FILE, fit_linear_code, load_linear_code
 
 PHASE = PhaseConfig(images=0.5, short_side=(32, 48), frames=(5, 9))
 LOOP = LoopConfig(steps=60, warmup=2, log_every=5, ema=0.9, threads=1, sheet_minutes=1e9)
@@ -108,15 +110,69 @@ def test_a_run_that_begins_from_another_keeps_its_code(trained, tmp_path, monkey
     torch.testing.assert_close(second.state_dict(), first.state_dict(), rtol=0, atol=0)
 
 
-def test_a_transformer_trains_on_the_code_itself(trained, tmp_path):
+def test_a_transformer_trains_on_the_code_itself(trained, tmp_path, monkeypatch):
     train = transformer(trained[0], tmp_path / "dit")
     models = dit.build(train)
     assert models.code is not None
+    monkeypatch.setattr(models.vae, "encode", lambda video: pytest.fail("the encoder was asked"))
     _, stream = dit.prepare(train, models)
-    example = stream.next()[0]
-    assert example.latents.shape[0] == 8
-    with_code = dit.fingerprint(models.vae, models.code)
-    assert with_code != dit.fingerprint(models.vae)
+    assert stream.next()[0].latents.shape[0] == 8
+    assert dit.fingerprint(models.vae, models.code) != dit.fingerprint(models.vae)
+
+
+def test_a_run_with_a_code_resumes_bit_for_bit(tmp_path, monkeypatch):
+    monkeypatch.setattr(autoencoder, "reconstruction_sheet", lambda vae, path: None)
+    monkeypatch.setattr(autoencoder, "CODE_CLIPS", 20)
+
+    def train(name, steps, resume=False):
+        asked = dataclasses.replace(config(tmp_path / name), loop=dataclasses.replace(LOOP, steps=steps))
+        autoencoder.train(asked, resume=resume, report=lambda line: None)
+        return torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)["modules"]["vae"]
+
+    whole = train("whole", 4)
+    train("parts", 2)
+    torch.testing.assert_close(train("parts", 4, resume=True), whole, rtol=0, atol=0)
+    free = dataclasses.replace(config(tmp_path / "parts"), linear_code=False)
+    with pytest.raises(CheckpointError, match="has a linear code; resume it with linear_code = true"):
+        autoencoder.train(free, resume=True, report=lambda line: None)
+
+
+def test_a_code_that_is_left_over_is_not_used(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(autoencoder, "reconstruction_sheet", lambda vae, path: None)
+    monkeypatch.setattr(autoencoder, "STATISTICS_CLIPS", 4)
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / FILE).write_bytes((trained[0] / FILE).read_bytes())
+    free = dataclasses.replace(config(out), linear_code=False, loop=dataclasses.replace(LOOP, steps=1))
+    autoencoder.train(free, resume=False, report=lambda line: None)
+    assert load_linear_code(out) is None
+
+
+def test_what_would_change_the_code_is_refused_before_there_is_a_folder(tmp_path, monkeypatch):
+    other = tmp_path / "free"
+    vae = autoencoder.WanVAE(autoencoder.vae_config(ARCH))
+    other.mkdir()
+    autoencoder.save_autoencoder(vae, other)
+    half = config(tmp_path / "half", init_from=str(other), decoder_only=True)
+    with pytest.raises(CheckpointError, match=r"has no linear_code.safetensors, so its encoder computes another code"):
+        autoencoder.train(half, resume=False, report=lambda line: None)
+    odd = dataclasses.replace(config(tmp_path / "half"), arch=dataclasses.replace(ARCH, patch=1))
+    with pytest.raises(UsageError, match=r"pixels on a side: it takes multiples of 4; the nearest is 4"):
+        thin = dataclasses.replace(odd.arch, dim_mult=(1, 1), temporal_downsample=(True,), patch=1)
+        autoencoder.train(dataclasses.replace(odd, arch=thin), resume=False, report=lambda line: None)
+    assert not (tmp_path / "half").exists()
+
+
+def test_a_file_that_is_no_code_is_named(tmp_path):
+    save_tensors({"kernel": torch.zeros(1)}, tmp_path / FILE)
+    with pytest.raises(CheckpointError, match="has kernel; a linear code has bias and kernel"):
+        load_linear_code(tmp_path)
+
+
+def test_the_share_of_clips_with_two_objects(trained):
+    for share, expected in ((0.0, {1}), (1.0, {2})):
+        scenes = scene_batch(np.random.default_rng(0), VideoShape(num_frames=5, height=96, width=128), 8, share)
+        assert {len(scene.objects) for scene in scenes} == expected
 
 
 def test_a_decoder_learns_from_what_a_transformer_makes(trained, tmp_path, monkeypatch):
@@ -136,10 +192,10 @@ def test_a_decoder_learns_from_what_a_transformer_makes(trained, tmp_path, monke
     first, second = (autoencoder.load_autoencoder(folder) for folder in (trained[0], tmp_path / "after"))
     assert not torch.equal(first.decoder.conv1.weight, second.decoder.conv1.weight)
     assert torch.equal(first.conv1.weight, second.conv1.weight)
-    other = dataclasses.replace(ARCH, z_dim=12)
-    odd = autoencoder.WanVAE(autoencoder.vae_config(other))
-    with pytest.raises(CheckpointError, match="takes latents of 8 channels, and this autoencoder's have 12"):
-        Denoiser(Path(model), odd, "cpu")
+    assert load_linear_code(Path(model)) is not None
+    other = autoencoder.WanVAE(autoencoder.vae_config(dataclasses.replace(ARCH, z_dim=12)))
+    with pytest.raises(CheckpointError, match="was trained on the latents of another autoencoder"):
+        Denoiser(Path(model), other)
 
 
 def test_without_noise_the_denoiser_changes_nothing(trained, tmp_path, monkeypatch):
@@ -147,7 +203,8 @@ def test_without_noise_the_denoiser_changes_nothing(trained, tmp_path, monkeypat
     monkeypatch.setattr(dit, "sample_sheet", lambda *_, **__: None)
     train = transformer(trained[0], tmp_path / "dit")
     dit.train(train, resume=False, report=lambda line: None)
-    denoiser = Denoiser(tmp_path / "dit" / "model", vae, "cpu")
+    denoiser = Denoiser(tmp_path / "dit" / "model", vae)
+    denoiser.load("cpu", torch.float32)
     latents = torch.randn(2, 8, 2, 3, 5)
     same = denoiser(latents, ["a red ball", ""], torch.zeros(2), torch.Generator())
     torch.testing.assert_close(same, latents)
