@@ -51,12 +51,12 @@ def flow_loss(
     """Mean squared error of the velocity eps - x0 over all unknown latents of a pack.
 
     Shapes per clip: velocity, clean, noise (C, T, H, W); sigmas (T,), where level 0 marks a known frame, which carries
-    no loss; weights None or (T, H, W), a weight per latent position.
+    no loss; weights None or (T, H, W), a weight per latent position, 0 where there is no velocity.
     """
     total, count = velocity[0].new_zeros(()), velocity[0].new_zeros(())
     for v, x0, eps, sigma, weight in zip(velocity, clean, noise, sigmas, weights, strict=True):
         unknown = (sigma > 0).to(v)[:, None, None]
         mask = unknown.expand(v.shape[1:]) if weight is None else unknown * weight
         total = total + ((v - (eps - x0)).square().mean(0) * mask).sum()
-        count = count + unknown.sum() * v.shape[2] * v.shape[3]
+        count = count + (mask > 0).sum()
     return total / count.clamp_min(1)

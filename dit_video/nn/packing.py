@@ -15,38 +15,50 @@ from dit_video.nn.rope import rope_table
 class Pack:
     """What the transformer must know about its N tokens besides their contents.
 
-    order: packed position -> the caller's clip. Clips of equal grids stand together: attention runs them as one batch.
-    grids: the token grid (t, h, w) of each clip, in packed order.
+    order: packed position -> the caller's clip. Clips of equal length stand together: attention runs them as one batch.
+    lengths: tokens of each clip, in packed order.
     rope: (N, head_dim / 2, 2) float32, cos and sin of each token's angles.
     timesteps: (U,) float64 on the CPU, the distinct timesteps of the pack.
     level: (N,) int64, the row of `timesteps` that each token has.
     """
 
     order: tuple[int, ...]
-    grids: tuple[Size3, ...]
+    lengths: tuple[int, ...]
     rope: Tensor
     timesteps: Tensor
     level: Tensor
 
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each clip, in packed order."""
-        return [math.prod(grid) for grid in self.grids]
 
+def make_pack(
+    grids: Sequence[Size3],
+    timesteps: Sequence[Tensor],
+    *,
+    head_dim: int,
+    device: torch.device,
+    keep: Sequence[Tensor | None] | None = None,
+) -> Pack:
+    """Pack clips with token grids (t, h, w) and timesteps (t,), one per token frame.
 
-def make_pack(grids: Sequence[Size3], timesteps: Sequence[Tensor], *, head_dim: int, device: torch.device) -> Pack:
-    """Pack clips with token grids (t, h, w) and timesteps (t,), one per token frame."""
-    order = sorted(range(len(grids)), key=lambda i: (math.prod(grids[i]), grids[i]))
-    sorted_grids = [grids[i] for i in order]
+    keep: for each clip the sorted indices of its tokens that are in the pack, where not all of them are (the token
+    dropping of NaViT, arXiv 2307.06304, section 2.2).
+    """
+    keep = keep or [None] * len(grids)
+    counts = [math.prod(grid) if kept is None else len(kept) for grid, kept in zip(grids, keep, strict=True)]
+    order = sorted(range(len(grids)), key=lambda i: (counts[i], grids[i]))
     per_frame = torch.cat([timesteps[i].detach().to("cpu", torch.float64) for i in order])
     distinct, frame_level = torch.unique(per_frame, return_inverse=True)
-    frame_tokens = torch.tensor([h * w for t, h, w in sorted_grids for _ in range(t)])
+    ropes, levels = [], []
+    for i, of_frames in zip(order, frame_level.split([grids[i][0] for i in order]), strict=True):
+        rope, level = rope_table(grids[i], head_dim), of_frames.repeat_interleave(math.prod(grids[i][1:]))
+        kept = keep[i]
+        ropes.append(rope if kept is None else rope.index_select(0, kept))
+        levels.append(level if kept is None else level.index_select(0, kept))
     return Pack(
         order=tuple(order),
-        grids=tuple(sorted_grids),
-        rope=torch.cat([rope_table(grid, head_dim) for grid in sorted_grids]).to(device),
+        lengths=tuple(counts[i] for i in order),
+        rope=torch.cat(ropes).to(device),
         timesteps=distinct,
-        level=frame_level.repeat_interleave(frame_tokens).to(device),
+        level=torch.cat(levels).to(device),
     )
 
 

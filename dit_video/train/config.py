@@ -234,10 +234,18 @@ class DiTTrainConfig:
     """Share of the clips that are nearly or all noise (levels from 0.98 to 1), where the caption decides."""
     caption_dropout: float = 0.1
     known_share: float = 0.15
-    """Share of the videos in which some latent frames are known (first, last, both, or a random subset, at level 0)."""
+    """Share of the videos in which some latent frames are known, at level 0: the first, a beginning, an end, both, or a
+    random subset.
+    """
     object_weight: float = 1.0
     """Loss weight of the patches that hold an object, at noise levels low enough that their place is known; 1 weighs
     all alike.
+    """
+    drop_share: float = 0.0
+    """Share of the clips that lose tokens (NaViT)."""
+    drop_rate: float = 0.5
+    """Share of their tokens that these lose: of the background where the noise leaves objects to be seen, else of
+    all.
     """
     init_from: str = ""
 
@@ -247,7 +255,7 @@ class DiTTrainConfig:
         _at_least("shift", self.shift, 0.01)
         _at_least("level_std", self.level_std, 0)
         _at_least("object_weight", self.object_weight, 0)
-        for name in ("caption_dropout", "known_share", "noise_share"):
+        for name in ("caption_dropout", "known_share", "noise_share", "drop_share", "drop_rate"):
             _within(name, getattr(self, name), 0, 1)
         if not self.phase or self.phase[0].first_shard != 0:
             raise UsageError("the first [[phase]] must have first_shard = 0.")

@@ -31,6 +31,7 @@ from dit_video.train.loop import Reporter, Run, StepResult, begin, check_device,
 from dit_video.train.optim import EMA, build_optimizers
 from dit_video.train.seeding import numpy_generator, torch_generator
 from dit_video.train.sheets import save_sheet
+from dit_video.train.tokens import kept_tokens, loss_weights, with_known_frames
 
 SHEET_PROMPTS = (
     "a red ball moving right on a white background",
@@ -40,9 +41,6 @@ SHEET_PROMPTS = (
     "an orange ball bouncing on a white background",
     "a white star circling clockwise on a blue background",
 )
-# Noise levels between which the loss weight of objects fades out: above, where an object is cannot be seen in the
-# noisy latents, and a weight that depends on it would bias the prediction towards objects.
-FOCUS_FULL, FOCUS_NONE = 0.6, 0.85
 
 
 @dataclass
@@ -219,11 +217,13 @@ def pack_loss(
         generator=generator,
     )
     sigmas = [
-        _with_known_frames(level, x.shape[1], config.known_share, rng) for level, x in zip(levels, clean, strict=True)
+        with_known_frames(level, x.shape[1], config.known_share, rng) for level, x in zip(levels, clean, strict=True)
     ]
     noisy = [add_noise(x, eps, sigma) for x, eps, sigma in zip(clean, noise, sigmas, strict=True)]
+    keep = [kept_tokens(e.objects, s, models.grid.patch, config, rng) for e, s in zip(pack, sigmas, strict=True)]
     weights = [
-        _object_weights(e.objects.to(device), s, config.object_weight) for e, s in zip(pack, sigmas, strict=True)
+        loss_weights(e.objects, s, kept, models.grid.patch, config.object_weight).to(device)
+        for e, s, kept in zip(pack, sigmas, keep, strict=True)
     ]
 
     captions = [
@@ -234,34 +234,9 @@ def pack_loss(
     with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.loop.bf16):
         text = models.dit.encode_text(embeds)
         velocity = models.dit(
-            noisy, [s * NUM_TRAIN_TIMESTEPS for s in sigmas], text, [distinct.index(c) for c in captions]
+            noisy, [s * NUM_TRAIN_TIMESTEPS for s in sigmas], text, [distinct.index(c) for c in captions], keep
         )
     return flow_loss([v.float() for v in velocity], clean, noise, sigmas, weights)
-
-
-def _with_known_frames(level: Tensor, frames: int, share: float, rng: np.random.Generator) -> Tensor:
-    """Levels (frames,) of one clip: all `level`, or, for a share of the videos, with known frames at level 0."""
-    sigma = level.repeat(frames)
-    if frames == 1 or rng.random() >= share:
-        return sigma
-    kind = rng.integers(4)
-    if kind in (0, 2):
-        sigma[0] = 0.0
-    if kind in (1, 2):
-        sigma[-1] = 0.0
-    if kind == 3:
-        known = rng.random(frames) < rng.random()
-        known[rng.integers(frames)] = False
-        sigma[torch.from_numpy(known)] = 0.0
-    return level.repeat(frames) if not bool((sigma > 0).any()) else sigma
-
-
-def _object_weights(objects: Tensor, sigma: Tensor, weight: float) -> Tensor | None:
-    """Loss weights (T, H, W): `weight` on patches with an object at low noise, 1 elsewhere and at high noise."""
-    if weight == 1.0:
-        return None
-    fade = ((FOCUS_NONE - sigma.max()) / (FOCUS_NONE - FOCUS_FULL)).clamp(0, 1).to(objects.device)
-    return 1 + (weight - 1) * fade * objects
 
 
 def sample_sheet(model: Path, path: Path, *, device: torch.device, dtype: torch.dtype) -> None:

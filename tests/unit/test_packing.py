@@ -125,3 +125,23 @@ def test_each_token_has_the_level_and_position_of_its_frame():
     alone = make_pack(grids[:1], timesteps[:1], head_dim=12, device=CPU)
     positions = unpack_tokens(pack.rope, pack)
     assert torch.equal(positions[0], alone.rope) and torch.equal(positions[2], alone.rope)
+
+
+@torch.no_grad()
+def test_dropped_tokens_are_as_if_they_were_not_there():
+    model = random_model()
+    latents, timesteps, prompts, text_index = clips()
+    text = model.encode_text(prompts)
+    # The first frame of the first clip alone, in a pack with whole clips: a clip of one frame.
+    keep = [torch.arange(3 * 2), None, torch.arange(3 * 3 * 2), None, None]
+    got = model(latents, timesteps, text, text_index, keep)
+    want = model([latents[0][:, :1], *latents[1:]], [timesteps[0][:1], *timesteps[1:]], text, text_index)
+    assert_near([got[0][:, :1], *got[1:]], want)
+    assert not got[0][:, 1:].any()
+
+    scattered = torch.tensor([1, 4, 9, 17])
+    before = model(latents[:1], timesteps[:1], text, [0], [scattered])[0]
+    changed = latents[0].clone()
+    changed[:, 0, :2, :2] += 5  # token 0, which is dropped
+    assert torch.equal(model([changed], timesteps[:1], text, [0], [scattered])[0], before)
+    assert (before != 0).any(0).sum() == len(scattered) * 4  # latents of a token

@@ -74,6 +74,7 @@ def dit_config(vae_folder, out, **loop):
         window=2,
         pack_tokens=96,
         object_weight=2.0,
+        drop_share=0.5,
     )
 
 

@@ -269,7 +269,12 @@ class WanDiT(nn.Module):
         return e, in_float32(self.time_projection, e).unflatten(1, (6, -1))  # (U, D), (U, 6, D)
 
     def forward(
-        self, latents: Sequence[Tensor], timesteps: Sequence[Tensor], text: TextKeys, text_index: Sequence[int]
+        self,
+        latents: Sequence[Tensor],
+        timesteps: Sequence[Tensor],
+        text: TextKeys,
+        text_index: Sequence[int],
+        keep: Sequence[Tensor | None] | None = None,
     ) -> list[Tensor]:
         """The velocity of each clip; a pack gives the same numbers as its clips one by one.
 
@@ -278,16 +283,20 @@ class WanDiT(nn.Module):
             timesteps: (T,) for each clip, in 0..1000, one per latent frame; 0 marks a known, clean frame.
             text: from `encode_text`.
             text_index: which of its prompts each clip uses.
+            keep: the sorted indices of the tokens that are computed, on the CPU, for each clip where some are dropped;
+                None computes all.
 
         Returns:
-            (out_dim, T, H, W) float32 for each clip.
+            (out_dim, T, H, W) float32 for each clip, 0 where a token was dropped.
         """
         config, weight, device = self.config, self.patch_embedding.weight, self.patch_embedding.weight.device
         self.passes += len(latents)
         grids = [token_grid(latent, config.patch) for latent in latents]
-        pack = make_pack(grids, timesteps, head_dim=config.head_dim, device=device)
-        patches = pack_tokens([patchify(latent, config.patch) for latent in latents], pack)  # (N, C p q r)
-        x = F.linear(patches.to(product_dtype(weight)), weight.flatten(1), self.patch_embedding.bias).float()  # (N, D)
+        pack = make_pack(grids, timesteps, head_dim=config.head_dim, device=device, keep=keep)
+        keep = [None if kept is None else kept.to(device) for kept in keep or [None] * len(grids)]
+        patches = [patchify(latent, config.patch) for latent in latents]  # (t h w, C p q r) each
+        x = pack_tokens([p if k is None else p.index_select(0, k) for p, k in zip(patches, keep, strict=True)], pack)
+        x = F.linear(x.to(product_dtype(weight)), weight.flatten(1), self.patch_embedding.bias).float()  # (N, D)
 
         e, levels = self.embed_timesteps(pack.timesteps)  # (U, D), (U, 6, D)
         prompt = torch.tensor([text_index[clip] for clip in pack.order], device=device)  # (clips,)
@@ -295,7 +304,11 @@ class WanDiT(nn.Module):
             x = block(x, levels, pack, keys.index_select(0, prompt), values.index_select(0, prompt), text.bias)
 
         clips = unpack_tokens(self.head(x, e, pack), pack)  # (n_i, p q r C) each
-        return [unpatchify(tokens, grid, config.patch) for tokens, grid in zip(clips, grids, strict=True)]
+        whole = [
+            tokens if kept is None else tokens.new_zeros(math.prod(grid), tokens.shape[1]).index_copy(0, kept, tokens)
+            for tokens, kept, grid in zip(clips, keep, grids, strict=True)
+        ]
+        return [unpatchify(tokens, grid, config.patch) for tokens, grid in zip(whole, grids, strict=True)]
 
     @property
     def guarded(self) -> bool:
