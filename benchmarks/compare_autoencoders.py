@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dit_video.nn.pixels import to_frames, to_video
+from dit_video.nn.pixels import pad_frames, to_frames, to_video
 from dit_video.scenes.detector import detect, score
 from dit_video.scenes.render import render
 from dit_video.scenes.world import sample_scene
 from dit_video.shapes import Grid, VideoShape
 from dit_video.train.autoencoder import load_autoencoder
-from dit_video.train.data import object_mask, pad_frames
+from dit_video.train.data import object_mask
 
 NOISES = (0.0, 0.02, 0.1)  # mean squares, relative to unit latents
 

@@ -16,11 +16,11 @@ import torch
 
 from dit_video.evaluate import fixed_questions
 from dit_video.models.wan.pipeline import WanCheckpoint
-from dit_video.nn.pixels import to_frames, to_video
+from dit_video.nn.pixels import pad_frames, to_frames, to_video
 from dit_video.scenes.detector import detect, score
 from dit_video.scenes.render import render
 from dit_video.shapes import VideoShape
-from dit_video.train.data import object_mask, pad_frames
+from dit_video.train.data import object_mask
 
 LEVELS = (0.3, 0.6, 0.8, 0.9, 0.95, 0.98, 0.999)
 

@@ -15,14 +15,13 @@ import numpy as np
 import torch
 
 from dit_video.generate import Clip, Progress, Settings, Stages, decode_frames, sample_latents
-from dit_video.nn.pixels import to_video
+from dit_video.nn.pixels import pad_frames, to_video
 from dit_video.scenes.captions import caption
 from dit_video.scenes.detector import Detection, detect, score
 from dit_video.scenes.render import render
 from dit_video.scenes.world import MIN_MOVING_FRAMES, Scene, sample_scene
 from dit_video.shapes import VideoShape
 from dit_video.train import sheets
-from dit_video.train.data import pad_frames
 
 SPLITS = {"held-out": 2024, "training": 2025}  # and the roots of their questions' random numbers
 FIELDS = ("background", "colour", "shape", "motion", "all")

@@ -22,8 +22,9 @@ from torch import Tensor
 from dit_video.checkpoints.files import save_tensors
 from dit_video.errors import DvgenError
 from dit_video.flow.guidance import guided, needs_guidance
-from dit_video.flow.levels import NUM_TRAIN_TIMESTEPS, flow_levels
+from dit_video.flow.levels import NUM_TRAIN_TIMESTEPS, Levels, flow_levels
 from dit_video.flow.solvers import SOLVERS
+from dit_video.known import Known
 from dit_video.machine import peak_memory
 from dit_video.nn.pixels import to_frames
 from dit_video.plan import PACK_TOKENS
@@ -43,12 +44,18 @@ Reading = tuple[list[str], bool]  # of a prompt: the words that the model never 
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """One video to make: what it shows, what it must not, its size, and the seed of its noise."""
+    """One video to make: what it shows, what it must not, its size, and the seed of its noise.
+
+    known: its latent frames that are given and stay. start: normalised latents (C, T, H, W) on the CPU that denoising
+    begins with, at the level of `Settings.strength`; without them it begins with noise.
+    """
 
     prompt: str
     negative: str = ""
     shape: VideoShape
     seed: int
+    known: Known | None = None
+    start: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +64,7 @@ class Settings:
 
     solver: a key of `flow.solvers.SOLVERS`. sigmas: "release" or "diffusers". shift: above 0. guidance: one scale, or
     those of the high-noise and of the low-noise expert; 1 is none. guidance_interval: the lowest and the highest noise
-    level that is guided.
+    level that is guided. strength: above 0 to 1, the share of the steps that is taken where clips have a start.
     """
 
     steps: int
@@ -66,6 +73,12 @@ class Settings:
     shift: float = 1.0
     guidance: tuple[float, ...] = (1.0,)
     guidance_interval: tuple[float, float] = (0.0, 1.0)
+    strength: float = 1.0
+
+    @property
+    def first_step(self) -> int:
+        """The step that denoising begins with, as in SDEdit (arXiv 2108.01073) and diffusers' Wan video-to-video."""
+        return self.steps - max(1, min(int(self.steps * self.strength), self.steps))
 
 
 class Checkpoint(Protocol):
@@ -188,10 +201,14 @@ def sample_latents(stages: Stages, clips: Sequence[Clip], settings: Settings) ->
     prompts = list(dict.fromkeys(text for clip in clips for text in _prompts(clip, settings)))
     denoiser = _Denoiser(stages, clips, settings, prompts, _encode(stages, prompts))
     levels = flow_levels(settings.steps, shift=settings.shift, convention=settings.sigmas, solver=settings.solver)
-    x = torch.cat([_noise(stages.checkpoint, clip).flatten() for clip in clips]).to(stages.device)
+    first = settings.first_step
+    levels = Levels(levels.sigmas[first:], levels.timesteps[first:])
+    sigma = float(levels.sigmas[0])
+    x = torch.cat([_begin(_noise(stages.checkpoint, clip)[0], clip.start, sigma).flatten() for clip in clips])
+    x = x.to(stages.device)
 
     denoiser.expert(float(levels.timesteps[0]))  # loads it, before the steps are timed
-    stages.progress("steps", 0, settings.steps)
+    stages.progress("steps", 0, len(levels.timesteps))
     with stages.timed("denoise"):
         x = SOLVERS[settings.solver](
             denoiser, x, levels, on_step=lambda i, total, *_: stages.progress("steps", i + 1, total)
@@ -201,7 +218,12 @@ def sample_latents(stages: Stages, clips: Sequence[Clip], settings: Settings) ->
             "float16 overflowed; use --dtype bfloat16" if stages.dtype == torch.float16 else "the weights are damaged"
         )
         raise DvgenError(f"the latents hold infinite or undefined numbers: {cause}.")
-    return denoiser.unpack(x)
+    return denoiser.with_known(denoiser.unpack(x))
+
+
+def _begin(noise: Tensor, start: Tensor | None, sigma: float) -> Tensor:
+    """What denoising begins with at level `sigma`: noise (C, T, H, W), or a start with noise on it."""
+    return noise if start is None else torch.lerp(start, noise, sigma)
 
 
 def _prompts(clip: Clip, settings: Settings) -> list[str]:
@@ -258,6 +280,8 @@ class _Denoiser:
         tokens = sum(math.prod(grid.tokens(grid.latent(clip.shape))) for clip in clips)
         self.together = 2 * tokens <= PACK_TOKENS
         self.text: dict[str, TextKeys] = {}
+        device = stages.device
+        self.known = [clip.known and Known(**{k: v.to(device) for k, v in vars(clip.known).items()}) for clip in clips]
 
     def expert(self, timestep: float) -> tuple["WanDiT", "TextKeys", float]:
         """The transformer for a timestep, its keys of the prompts, and its guidance scale."""
@@ -271,8 +295,8 @@ class _Denoiser:
 
     def __call__(self, x: Tensor, sigma: float, timestep: float) -> Tensor:
         dit, text, scale = self.expert(timestep)
-        latents = self.unpack(x)
-        times = [torch.full((size[1],), timestep) for size in self.sizes]
+        latents = self.with_known(self.unpack(x))
+        times = [self._times(timestep, clip) for clip in range(len(self.sizes))]
         if not needs_guidance(sigma, scale, self.settings.guidance_interval):
             velocity = _flat(dit(latents, times, text, self.cond))
         elif self.together:
@@ -281,7 +305,19 @@ class _Denoiser:
         else:
             cond, uncond = (_flat(dit(latents, times, text, prompts)) for prompts in (self.cond, self.uncond))
             velocity = guided(cond, uncond, scale)
-        return x - sigma * velocity
+        return _flat(self.with_known(self.unpack(x - sigma * velocity)))
+
+    def _times(self, timestep: float, clip: int) -> Tensor:
+        """The timestep of each latent frame of a clip: 0 of those that are known."""
+        times, known = torch.full((self.sizes[clip][1],), timestep), self.known[clip]
+        return times if known is None else times.masked_fill(known.frames.cpu(), 0.0)
+
+    def with_known(self, latents: Sequence[Tensor]) -> list[Tensor]:
+        """Latents (C, T, H, W) with what is known of each clip in its place."""
+        return [
+            x if known is None else torch.where(known.frames[None, :, None, None], known.latents, x)
+            for x, known in zip(latents, self.known, strict=True)
+        ]
 
     def unpack(self, x: Tensor) -> list[Tensor]:
         """The clips' latents (C, T, H, W), out of the flat pack."""

@@ -21,13 +21,13 @@ from torch import Tensor
 from dit_video.checkpoints.files import load_tensors, save_tensors
 from dit_video.errors import CheckpointError, DvgenError, UsageError
 from dit_video.models.wan.vae import VAEConfig, WanVAE
-from dit_video.nn.pixels import to_frames, to_video
+from dit_video.nn.pixels import pad_frames, to_frames, to_video
 from dit_video.scenes.captions import caption
 from dit_video.scenes.render import render
 from dit_video.shapes import Grid, VideoShape, round_up
 from dit_video.train import distributed, linear_code
 from dit_video.train.config import AutoencoderArch, AutoencoderConfig
-from dit_video.train.data import object_mask, pad_frames, sample_shape, scene_batch
+from dit_video.train.data import object_mask, sample_shape, scene_batch
 from dit_video.train.denoised import Denoiser
 from dit_video.train.linear_code import LinearCode, fit_linear_code, load_linear_code
 from dit_video.train.loop import Reporter, Run, StepResult, begin, check_device, fit

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dit_video import atomic
-from dit_video.nn.pixels import to_video
+from dit_video.nn.pixels import pad_frames, to_video
 from dit_video.scenes.captions import caption
 from dit_video.scenes.render import boxes, render
 from dit_video.scenes.world import MAX_ASPECT, MIN_ASPECT, SECOND_OBJECT_SHARE, Scene, sample_scene
@@ -50,16 +50,6 @@ def sample_shape(rng: np.random.Generator, phase: PhaseConfig) -> VideoShape:
     frames = 1 if rng.random() < phase.images else int(rng.integers(phase.frames[0], phase.frames[1] + 1))
     shrink = min(1.0, math.sqrt(phase.max_pixels / (width * height * frames)))
     return VideoShape(num_frames=frames, height=max(32, round(height * shrink)), width=max(32, round(width * shrink)))
-
-
-def pad_frames(frames: np.ndarray, target: VideoShape) -> np.ndarray:
-    """Pad (T, H, W, 3) at the end, the bottom and the right by repeating the edge, up to `target`: nothing is cropped
-    or resized.
-    """
-    t, h, w = frames.shape[:3]
-    return np.pad(
-        frames, ((0, target.num_frames - t), (0, target.height - h), (0, target.width - w), (0, 0)), mode="edge"
-    )
 
 
 def object_mask(scene: Scene, shape: VideoShape, stride: tuple[int, int, int] = (1, 1, 1)) -> Tensor:

@@ -9,11 +9,12 @@ import re
 import subprocess
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -47,7 +48,8 @@ _GIF = (
 class VideoInfo:
     """What a video file holds: pixels, frames counted by decoding them, frames per second, and how they are coded.
 
-    fps: None for a picture, which has no rate.
+    fps: None for a picture, which has no rate. uneven: the frames do not follow each other evenly, and fps is the rate
+    that most of them have. audio: there is sound too. Rotation that the file asks for is done already.
     """
 
     width: int
@@ -57,6 +59,8 @@ class VideoInfo:
     codec: str
     pix_fmt: str
     colorspace: str
+    uneven: bool = False
+    audio: bool = False
 
     @property
     def seconds(self) -> float | None:
@@ -115,8 +119,10 @@ def write_video(path: Path | str, frames: Iterable[Any], *, fps: float, overwrit
     return WrittenVideo(path=placed.path, width=width, height=height, frames=count, fps=fps, note=note)
 
 
-def read_frames(path: Path | str) -> Iterator[Frames]:
+def read_frames(path: Path | str, *, fps: float | None = None) -> Iterator[Frames]:
     """The frames of a video or picture, one at a time: (H, W, 3) uint8 RGB.
+
+    fps: frames are repeated and left out to follow each other evenly at this rate; None gives each one once.
 
     Raises:
         MediaError: the file is missing, damaged or not a video.
@@ -124,7 +130,7 @@ def read_frames(path: Path | str) -> Iterator[Frames]:
     # PPM carries the size before every frame, so nothing has to be known before the first one is decoded.
     scale = "scale=out_range=pc:flags=bicubic+accurate_rnd+full_chroma_int,format=rgb24"
     output = ["-vf", scale, "-c:v", "ppm", "-f", "image2pipe", "pipe:1"]
-    with _ffmpeg(Path(path), [*_input(path), *output]) as pipe:
+    with _ffmpeg(Path(path), [*_input(path, fps), *output]) as pipe:
         while pipe.readline() == b"P6\n":
             width, height = map(int, pipe.readline().split())
             pipe.readline()
@@ -161,7 +167,10 @@ def probe(path: Path | str) -> VideoInfo:
     if match is None or not crcs:
         raise MediaError(f"{path}: ffmpeg finds no frames in it.")
     codec, pix_fmt, tags = match.groups(default="")
-    fps: Fraction | None = 1 / Fraction(header["tb"])
+    times = [int(line.split(",")[2]) for line in crcs]
+    steps = Counter(later - earlier for earlier, later in pairwise(times)) or Counter({1: 1})
+    usual = max(1, steps.most_common(1)[0][0])
+    fps: Fraction | None = 1 / (Fraction(header["tb"]) * usual)
     duration = re.search(r"Duration: (\d+):(\d+):([\d.]+)", messages)
     if _is_picture(messages, codec, len(crcs)):
         fps = None  # ffmpeg makes one up
@@ -176,6 +185,8 @@ def probe(path: Path | str) -> VideoInfo:
         fps=None if fps is None else float(fps),
         codec=codec,
         pix_fmt=pix_fmt,
+        uneven=codec != "gif" and len(steps) > 1,
+        audio=re.search(r"Stream #0:\d+.*: Audio: ", messages) is not None,
         colorspace=next((tag for tag in tags.split(", ") if tag not in ("tv", "pc", "progressive", "")), "unknown"),
     )
 
@@ -297,13 +308,14 @@ def _coding(suffix: str, width: int, height: int) -> tuple[dict[str, Any], str |
     return {"codec": "libx264", "pix_fmt_out": pix_fmt, "output_params": h264}, note if odd else None
 
 
-def _input(path: Path | str) -> list[str]:
-    """ffmpeg's arguments to read every frame of the first video stream of a file, each once, and to stop at damage."""
+def _input(path: Path | str, fps: float | None = None) -> list[str]:
+    """ffmpeg's arguments to read the first video stream of a file, each frame once or evenly, and to stop at damage."""
     if not Path(path).is_file():
         raise MediaError(
             f"{path}: {'this is a folder, not a video' if Path(path).is_dir() else 'there is no such file'}."
         )
-    return ["-xerror", "-i", f"file:{path}", "-map", "0:v:0", "-fps_mode", "passthrough"]
+    timing = ["passthrough"] if fps is None else ["cfr", "-r", str(Fraction(fps).limit_denominator(100_000))]
+    return ["-xerror", "-i", f"file:{path}", "-map", "0:v:0", "-fps_mode", *timing]
 
 
 def _reason(report: Path) -> str:
