@@ -244,9 +244,9 @@ class DiTTrainConfig:
     drop_share: float = 0.0
     """Share of the clips that lose tokens (NaViT)."""
     drop_rate: float = 0.5
-    """Share of their tokens that these lose: of the background where the noise leaves objects to be seen, else of
-    all.
-    """
+    """Share of their tokens that these lose where the noise hides the objects."""
+    drop_background: float = 0.5
+    """Share of their background tokens that these lose where the noise leaves objects to be seen."""
     init_from: str = ""
 
     def __post_init__(self) -> None:
@@ -255,7 +255,7 @@ class DiTTrainConfig:
         _at_least("shift", self.shift, 0.01)
         _at_least("level_std", self.level_std, 0)
         _at_least("object_weight", self.object_weight, 0)
-        for name in ("caption_dropout", "known_share", "noise_share", "drop_share", "drop_rate"):
+        for name in ("caption_dropout", "known_share", "noise_share", "drop_share", "drop_rate", "drop_background"):
             _within(name, getattr(self, name), 0, 1)
         if not self.phase or self.phase[0].first_shard != 0:
             raise UsageError("the first [[phase]] must have first_shard = 0.")

@@ -51,15 +51,16 @@ def kept_tokens(
 ) -> Tensor | None:
     """Indices of the tokens of a clip that are computed, or None for all.
 
-    NaViT's token dropping (arXiv 2307.06304, section 2.2): a share `drop_share` of the clips loses a share `drop_rate`
-    of its tokens. Where the noise leaves the objects to be seen, only background is dropped; else all alike, as what is
-    dropped must not tell where they are.
+    NaViT's token dropping (arXiv 2307.06304, section 2.2), for a share `drop_share` of the clips: where the noise
+    leaves the objects to be seen, background is dropped; else all tokens alike, as what is dropped must not tell where
+    they are.
     """
     if config.drop_share == 0 or rng.random() >= config.drop_share:
         return None
-    kept = rng.random(_token_cells(objects, patch).numel()) >= config.drop_rate
-    if _places_fade(sigma) > 0:
-        kept |= _token_cells(objects, patch).numpy()
+    cells = _token_cells(objects, patch).numpy()
+    seen = bool(_places_fade(sigma) > 0)
+    kept = rng.random(len(cells)) >= (config.drop_background if seen else config.drop_rate)
+    kept |= cells & seen
     kept[rng.integers(len(kept))] = True
     return torch.from_numpy(kept.nonzero()[0])
 
