@@ -9,9 +9,9 @@ import gc
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,9 +24,9 @@ from dit_video.errors import DvgenError
 from dit_video.flow.guidance import guided, needs_guidance
 from dit_video.flow.levels import NUM_TRAIN_TIMESTEPS, Levels, flow_levels
 from dit_video.flow.solvers import SOLVERS
-from dit_video.known import Known
+from dit_video.known import Known, encode_frames, encode_known
 from dit_video.machine import peak_memory
-from dit_video.nn.pixels import to_frames
+from dit_video.nn.pixels import pad_frames, to_frames
 from dit_video.plan import PACK_TOKENS
 from dit_video.shapes import Grid, VideoShape
 from dit_video.text.encoders import MAX_LENGTH
@@ -110,9 +110,9 @@ def _silent(*_: object) -> None:
 class Stages:
     """The stages of a checkpoint, loaded when first used: one in memory at a time, or all kept for many packs.
 
-    seconds: time spent so far on "load", "text", "denoise" and "decode". forwards: clips put through the transformer so
-    far, counted by the transformer itself. readings: of the prompts so far. note and warn: where sentences go that may,
-    and that should not, be left out when little is to be said.
+    seconds: time spent so far on "load", "text", "encode", "denoise" and "decode". forwards: clips put through the
+    transformer so far, counted by the transformer itself. readings, embeds: of the prompts so far, each read once.
+    note and warn: where sentences go that may, and that should not, be left out when little is to be said.
     """
 
     def __init__(
@@ -130,6 +130,7 @@ class Stages:
         self.progress, self.note, self.warn = progress, note, warn
         self.seconds: dict[str, float] = defaultdict(float)
         self.readings: dict[str, Reading] = {}
+        self.embeds: dict[str, Tensor] = {}
         self._loaded: dict[str, Any] = {}
         self._passes_of_freed = 0
 
@@ -232,13 +233,20 @@ def _prompts(clip: Clip, settings: Settings) -> list[str]:
 
 
 def _encode(stages: Stages, prompts: list[str]) -> list[Tensor]:
-    text = stages.text
-    stages.progress("text", 0, 1)
-    with stages.timed("text"):
-        embeds = text.encode(prompts)
-    stages.progress("text", 1, 1)
+    new = [prompt for prompt in prompts if prompt not in stages.embeds]
+    if new:
+        text = stages.text
+        stages.progress("text", 0, 1)
+        with stages.timed("text"):
+            stages.embeds |= zip(new, text.encode(new), strict=True)
+        stages.progress("text", 1, 1)
+        _tell_reading(stages, {prompt: (text.unknown_words(prompt), text.is_cut(prompt)) for prompt in new})
+    return [stages.embeds[prompt] for prompt in prompts]
+
+
+def _tell_reading(stages: Stages, readings: dict[str, Reading]) -> None:
+    """Warn of what is new in how prompts were read, and remember it."""
     told = {word for words, _ in stages.readings.values() for word in words}
-    readings = {prompt: (text.unknown_words(prompt), text.is_cut(prompt)) for prompt in prompts}
     stages.readings |= readings
     unknown, cut = _read(readings.values())
     if cut:
@@ -247,13 +255,17 @@ def _encode(stages: Stages, prompts: list[str]) -> list[Tensor]:
         words = ", ".join(repr(word) for word in unknown)
         plural = "s" * (len(unknown) > 1)
         stages.warn(f"this model never learnt the word{plural} {words}; `dvgen info default` shows what ours knows.")
-    return embeds
 
 
 def _read(readings: Iterable[Reading]) -> Reading:
     """The reading of several prompts together, each word once."""
     words, cuts = zip(*readings, strict=True)
     return list(dict.fromkeys(word for some in words for word in some)), any(cuts)
+
+
+def read_prompts(stages: Stages, *prompts: str) -> Reading:
+    """How those of the prompts that were read were read, together."""
+    return _read(stages.readings[prompt] for prompt in prompts if prompt in stages.readings)
 
 
 def _latent_size(checkpoint: Checkpoint, clip: Clip) -> tuple[int, int, int, int]:
@@ -379,6 +391,8 @@ def generate(
     path: Path,
     *,
     fps: float,
+    given: Mapping[int, np.ndarray] | None = None,
+    start: np.ndarray | None = None,
     overwrite: bool = False,
     save_latents: Path | None = None,
     tile: int | None = None,
@@ -386,6 +400,8 @@ def generate(
     """Makes one video file; with `save_latents` also a file of its latents, which is there before decoding begins.
 
     Args:
+        given: frames that are known, see `encode_known`.
+        start: frames (T, H, W, 3) uint8 of the clip's shape, to begin with at the level of `Settings.strength`.
         tile: see `decode_frames`.
 
     Raises:
@@ -393,6 +409,7 @@ def generate(
             be written.
     """
     with explained_memory(clip.shape):
+        clip = _with_frames(stages, clip, given, start)
         latents = sample_latents(stages, [clip], settings)[0]
         if save_latents:
             about = {"prompt": clip.prompt, "negative": clip.negative, "seed": str(clip.seed), "size": str(clip.shape)}
@@ -408,7 +425,7 @@ def generate(
     if written.note:
         stages.note(written.note)
     grid = stages.checkpoint.grid.tokens(stages.checkpoint.grid.latent(clip.shape))
-    unknown_words, prompt_cut = _read(stages.readings[prompt] for prompt in _prompts(clip, settings))
+    unknown_words, prompt_cut = read_prompts(stages, *_prompts(clip, settings))
     return Result(
         path=written.path,
         width=written.width,
@@ -418,13 +435,26 @@ def generate(
         seed=clip.seed,
         grid=grid,
         tokens=math.prod(grid),
-        steps=settings.steps,
+        steps=settings.steps - settings.first_step,
         forwards=stages.forwards,
         unknown_words=unknown_words,
         prompt_cut=prompt_cut,
         seconds={activity: round(seconds, 3) for activity, seconds in stages.seconds.items()},
         peak_memory=peak_memory(stages.device),
     )
+
+
+def _with_frames(stages: Stages, clip: Clip, given: Mapping[int, np.ndarray] | None, start: np.ndarray | None) -> Clip:
+    """The clip with the latents of what is given, and of what it starts from."""
+    if not given and start is None:
+        return clip
+    vae, grid = stages.vae, stages.checkpoint.grid
+    with stages.timed("encode"):
+        return replace(
+            clip,
+            known=encode_known(vae, grid, clip.shape, given) if given else None,
+            start=None if start is None else encode_frames(vae, pad_frames(start, grid.padded(clip.shape))),
+        )
 
 
 def _counted(frames: Iterator[np.ndarray], progress: Progress, total: int) -> Iterator[np.ndarray]:

@@ -56,7 +56,6 @@ def encode_known(vae: "WanVAE", grid: Grid, shape: VideoShape, given: Mapping[in
     padded = grid.padded(shape)
     latents = torch.zeros(vae.config.z_dim, latent.frames, latent.height, latent.width)
     known = torch.zeros(latent.frames, dtype=torch.bool)
-    like = next(vae.parameters())
     for _, numbered in groupby(enumerate(sorted(given)), key=lambda pair: pair[1] - pair[0]):
         groups = [group for _, group in numbered]  # that follow one another
         frames = np.concatenate([given[group] for group in groups])
@@ -64,9 +63,13 @@ def encode_known(vae: "WanVAE", grid: Grid, shape: VideoShape, given: Mapping[in
         if before:
             still = 1 + STILL_GROUPS * grid.stride[0]
             frames = np.concatenate([np.repeat(frames[:1], still, axis=0), frames])
-        video = to_video(pad_frames(frames, replace(padded, num_frames=len(frames)))[None]).to(
-            like.device, like.dtype
-        )  # 1 3 T H W
-        part = vae.encode(video, chunk=1)[0, :, before:].float().cpu()
+        part = encode_frames(vae, pad_frames(frames, replace(padded, num_frames=len(frames))))[:, before:]
         latents[:, groups], known[groups] = part, True
     return Known(latents=latents, frames=known)
+
+
+@torch.no_grad()
+def encode_frames(vae: "WanVAE", frames: np.ndarray) -> Tensor:
+    """Normalised latents (C, t, h, w), float32 on the CPU, of frames (T, H, W, 3) uint8 on the autoencoder's grid."""
+    like = next(vae.parameters())
+    return vae.encode(to_video(frames[None]).to(like.device, like.dtype), chunk=1)[0].float().cpu()

@@ -98,6 +98,11 @@ def plan(checkpoint: Described, shape: VideoShape, *, itemsize: int, tile: int |
     )
 
 
+def weights_bytes(checkpoint: Described, itemsize: int) -> int:
+    """What all stages take together, parameters of `itemsize` bytes."""
+    return sum(part.parameters for part in checkpoint.components.values()) * itemsize
+
+
 def check_memory(checkpoint: Described, shape: VideoShape, *, itemsize: int, available: int) -> Plan:
     """The plan of a clip that fits in `available` bytes, its frames decoded whole where that fits, else in tiles.
 

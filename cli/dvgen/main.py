@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 import dit_video
 from dit_video.errors import DvgenError
-from dvgen import console, evaluate, info, process, sample, scenes, train
+from dvgen import console, edit, evaluate, extend, info, process, sample, scenes, train
 
 process.prepare()  # none of these has imported torch
 
@@ -75,6 +75,9 @@ def main(
 
 
 app.command(cls=sample.Command)(sample.sample)
+app.command()(extend.extend)
+app.command()(extend.connect)
+app.command()(edit.edit)
 app.command()(info.info)
 app.command("eval")(evaluate.evaluate)
 app.command()(scenes.scenes)

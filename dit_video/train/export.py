@@ -23,6 +23,8 @@ DEFAULTS = {
     "fps": 12,
     "solver": "unipc",
     "sigmas": "release",
+    "window": 49,
+    "known_frames": "any",
     "knows": {
         "objects": ["ball", *SHAPES],
         "colours": list(COLOURS),

@@ -29,6 +29,8 @@ from dit_video.video.output import check_video
 
 Frames = NDArray[np.uint8]
 
+MAX_PICTURE_PIXELS = 64_000_000  # 8000x8000; its numbers take 1 GB while it is read
+
 _ENVIRONMENT = threading.Lock()  # of the process, which is everybody's
 
 # RGB -> YUV by the matrix that the tags announce: left to itself swscale converts by bt601, whatever the tags say, and
@@ -147,6 +149,30 @@ def read_video(path: Path | str) -> tuple[Frames, float | None]:
         MediaError: the file is missing, damaged or not a video.
     """
     return np.stack(list(read_frames(path))), probe(path).fps
+
+
+def read_picture(path: Path | str) -> Frames:
+    """A picture (H, W, 3) uint8 RGB, turned as its EXIF orientation says; what is transparent becomes white.
+
+    Raises:
+        MediaError: the file is missing, damaged, not a picture, or has more than MAX_PICTURE_PIXELS.
+    """
+    path = _file(path)
+    try:
+        opened: Any = iio.imopen(path, "r", plugin="pillow")  # its own options are not in imageio's types
+        with opened as file:
+            height, width = file.properties(index=0).shape[:2]
+            if width * height > MAX_PICTURE_PIXELS:
+                rule = f"a picture may have {MAX_PICTURE_PIXELS:,} pixels at most, and this one is {width}x{height}"
+                raise MediaError(f"{path}: {rule}; make it smaller first.")
+            pixels = file.read(index=0, mode="RGBA", rotate=True).astype(np.float32)
+    except MediaError:
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly anything about damaged files
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise MediaError(f"{path}: cannot be read as a picture ({reason.rstrip('.')}).") from None
+    alpha = pixels[..., 3:] / 255
+    return np.round(pixels[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
 
 
 def probe(path: Path | str) -> VideoInfo:
@@ -310,12 +336,18 @@ def _coding(suffix: str, width: int, height: int) -> tuple[dict[str, Any], str |
 
 def _input(path: Path | str, fps: float | None = None) -> list[str]:
     """ffmpeg's arguments to read the first video stream of a file, each frame once or evenly, and to stop at damage."""
-    if not Path(path).is_file():
-        raise MediaError(
-            f"{path}: {'this is a folder, not a video' if Path(path).is_dir() else 'there is no such file'}."
-        )
+    _file(path)
     timing = ["passthrough"] if fps is None else ["cfr", "-r", str(Fraction(fps).limit_denominator(100_000))]
     return ["-xerror", "-i", f"file:{path}", "-map", "0:v:0", "-fps_mode", *timing]
+
+
+def _file(path: Path | str) -> Path:
+    """`path`, which must be a file. Raises MediaError."""
+    if not Path(path).is_file():
+        raise MediaError(
+            f"{path}: {'this is a folder, not a file' if Path(path).is_dir() else 'there is no such file'}."
+        )
+    return Path(path)
 
 
 def _reason(report: Path) -> str:

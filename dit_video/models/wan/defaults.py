@@ -10,7 +10,8 @@ from dataclasses import dataclass
 class Defaults:
     """What to sample with where the user says nothing.
 
-    guidance: one scale, or those of the high-noise and the low-noise expert. sigmas: "release" or "diffusers".
+    guidance: one scale, or those of the high-noise and the low-noise expert. sigmas: "release" or "diffusers". window:
+    the longest clip that it makes well, in frames, where that is not `frames`.
     """
 
     width: int = 832
@@ -23,6 +24,7 @@ class Defaults:
     shift: float = 5.0
     solver: str = "unipc"
     sigmas: str = "release"
+    window: int | None = None
 
 
 RELEASES = {

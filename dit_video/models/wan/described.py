@@ -16,7 +16,8 @@ class DescribedModel:
     """The configuration of a model's parts, and the settings it is best sampled with.
 
     boundary: the noise level from which up the first of two experts denoises; None where there is one transformer.
-    components: parameters, bytes and dtypes of each part.
+    components: parameters, bytes and dtypes of each part. known_frames: which latent frames may be known, of those that
+    it was trained with: "any", the "first", or "none".
     """
 
     dit: DiTConfig
@@ -24,6 +25,7 @@ class DescribedModel:
     defaults: Defaults
     boundary: float | None = None
     components: Mapping[str, Summary] = field(default_factory=dict)
+    known_frames: str = "none"
 
     @cached_property
     def grid(self) -> Grid:

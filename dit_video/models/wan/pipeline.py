@@ -62,7 +62,10 @@ _DVGEN_JSON: dict[str, tuple[Any, str]] = {  # key -> its type, and the type in 
     "solver": _WORDS,
     "sigmas": _WORDS,
     "knows": (dict, "an object of lists of words"),
+    "window": _COUNT,
+    "known_frames": (str, 'one of "any", "first" and "none"'),
 }
+KNOWN_FRAMES = ("any", "first", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +113,7 @@ class WanCheckpoint(DescribedModel):
         known = {(preset.dit, preset.vae, preset.boundary): name for name, preset in VARIANTS.items()}
         variant = known.get((dit, vae, boundary), "custom")
         defaults, knows = _defaults(path, variant)
+        expand_timesteps = bool(index.get("expand_timesteps"))
         return cls(
             path=path,
             variant=variant,
@@ -118,8 +122,9 @@ class WanCheckpoint(DescribedModel):
             components={part: summarize(_headers(path, part).values()) for part in (*experts, "vae", "text_encoder")},
             defaults=defaults,
             boundary=boundary,
-            expand_timesteps=bool(index.get("expand_timesteps")),
+            expand_timesteps=expand_timesteps,
             knows=knows,
+            known_frames=_known_frames(path, expand_timesteps),
         )
 
     def load_text(self, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> TextEncoder:
@@ -212,6 +217,12 @@ def _defaults(path: Path, variant: str) -> tuple[Defaults, dict[str, list[str]]]
     return _overridden(defaults, ours, path / "dvgen.json"), ours.get("knows", {})
 
 
+def _known_frames(path: Path, expand_timesteps: bool) -> str:
+    """What dvgen.json says; Wan 2.2 TI2V was trained with the first frame known."""
+    ours = read_json(path / "dvgen.json") if (path / "dvgen.json").is_file() else {}
+    return ours.get("known_frames", "first" if expand_timesteps else "none")
+
+
 def _overridden(defaults: Defaults, ours: Mapping[str, Any], file: Path) -> Defaults:
     """`defaults` with the values of dvgen.json."""
     values = dict(ours)
@@ -223,6 +234,7 @@ def _overridden(defaults: Defaults, ours: Mapping[str, Any], file: Path) -> Defa
             isinstance(value, bool)
             or not isinstance(value, kind)
             or (key == "guidance" and not _is_guidance(value))
+            or (key == "known_frames" and value not in KNOWN_FRAMES)
             or (key == "knows" and not all(map(_are_words, value.values())))
         )
         if wrong or (kind in (_COUNT[0], _NUMBER[0]) and not value > 0):
@@ -234,7 +246,8 @@ def _overridden(defaults: Defaults, ours: Mapping[str, Any], file: Path) -> Defa
             raise CheckpointError(f"{file}: {error}") from error
     if "guidance" in values:
         values["guidance"] = tuple(map(float, values["guidance"]))
-    values.pop("knows", None)
+    for ours_alone in ("knows", "known_frames"):
+        values.pop(ours_alone, None)
     defaults = replace(defaults, **values)
     if defaults.solver not in SOLVERS:
         raise CheckpointError(f"{file}: solver is {defaults.solver!r}; it must be one of {', '.join(SOLVERS)}.")

@@ -23,6 +23,7 @@ class RandomCheckpoint(DescribedModel):
     dit: DiTConfig = TINY.dit
     vae: VAEConfig = VAE
     defaults: Defaults = TINY.defaults
+    known_frames: str = "any"
 
     def load_text(self, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> TextEncoder:
         """A text encoder that reads any text, byte by byte."""

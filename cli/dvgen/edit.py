@@ -1,0 +1,70 @@
+"""`dvgen edit`: a clip changed as a prompt says (SDEdit)."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dit_video.shapes import VideoShape
+from dvgen import clips, console, options
+from dvgen.sampling import Sampling, Text, video_option, what_it_takes, with_sampling
+
+if TYPE_CHECKING:
+    from dit_video.generate import Result
+
+STRENGTH = 0.8
+
+
+@with_sampling()
+def edit(
+    clip: Annotated[Path, typer.Argument(metavar="CLIP", help="A video, or a picture.", show_default=False)],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help='What to show; "-" reads standard input.')],
+    *,
+    strength: Annotated[
+        Text, video_option("--strength", "0..1", f"How much may change: 0 little, 1 all; {STRENGTH:g} without.")
+    ] = None,
+    sampling: Sampling,
+) -> None:
+    """Change CLIP as PROMPT says; size, length and rate stay.
+
+    The clip is covered by as much noise as the strength says, and the noise removed with the prompt in view.
+    """
+    amount = STRENGTH if strength is None else options.number("--strength", strength, 0.0, 1.0)
+    clips.check_there(clip, "CLIP")
+    prompt = options.prompt(prompt)
+    sampling.check_model()
+    sampling.check_output(1, 1.0)
+    with console.Speaker(quiet=sampling.quiet) as speaker:
+        result = _edit(clip, prompt, amount, sampling, speaker)
+    console.result(json.dumps(asdict(result), default=str) if sampling.as_json else str(result.path))
+
+
+def _edit(path: Path, prompt: str, strength: float, sampling: Sampling, speaker: console.Speaker) -> "Result":
+    import numpy as np
+
+    from dit_video.generate import Clip, generate
+    from dit_video.machine import available_memory
+    from dit_video.plan import check_memory
+
+    checkpoint = sampling.open()
+    device, dtype = sampling.place()
+    clip = clips.open_clip(path, "CLIP", speaker.note, fps=checkpoint.defaults.fps)
+    shape = VideoShape(num_frames=clip.frames, height=clip.size[1], width=clip.size[0])
+    settings = sampling.settings(checkpoint, strength=strength)
+    output = sampling.output_of(f"{path.stem} {prompt}", clip.frames, clip.fps)
+    sampling.tell_seed(speaker)
+    plan = check_memory(checkpoint, shape, itemsize=dtype.itemsize, available=available_memory(device))
+    speaker.note(what_it_takes(plan, settings, device))
+    return generate(
+        sampling.stages(checkpoint, device, dtype, speaker),
+        Clip(prompt=prompt, negative=sampling.negative_of(checkpoint), shape=shape, seed=sampling.seed),
+        settings,
+        output,
+        fps=clip.fps,
+        start=np.stack(list(clip.read())),
+        overwrite=sampling.overwrite,
+        save_latents=sampling.save_latents,
+        tile=plan.tile,
+    )

@@ -1,0 +1,167 @@
+"""`dvgen extend` and `dvgen connect`: new frames before, after and between given ones."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dit_video.errors import UsageError
+from dit_video.shapes import VideoShape
+from dvgen import clips, console, options, pictures
+from dvgen.sampling import Sampling, Text, video_option, what_it_takes, with_sampling
+
+if TYPE_CHECKING:
+    from dit_video.extend import Extended, Maker
+
+Clip = Annotated[Path, typer.Argument(metavar="CLIP", help="A video, or a picture.", show_default=False)]
+Prompt = Annotated[str, typer.Argument(metavar="[PROMPT]", help='What happens; "-" reads standard input.')]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """How many new frames, and where."""
+
+    backward: int = 0
+    forward: int = 0
+    loop: int = 0
+
+    @property
+    def frames(self) -> int:
+        """All of them."""
+        return self.backward + self.forward + self.loop
+
+
+@with_sampling(without=["save_latents"])
+def extend(
+    clip: Clip,
+    prompt: Prompt = "",
+    *,
+    forward: Annotated[Text, video_option("--forward", "FRAMES", "New frames after the clip.")] = None,
+    backward: Annotated[Text, video_option("--backward", "FRAMES", "New frames before it.")] = None,
+    loop: Annotated[Text, video_option("--loop", "FRAMES", "New frames that lead back to its beginning.")] = None,
+    sampling: Sampling,
+) -> None:
+    """Make CLIP longer: after its end, before its beginning, or into a loop.
+
+    The clip's own frames stay as they are; size and rate are the clip's.
+    """
+    new = {
+        option: options.whole(f"--{option}", text, 1, options.MAX_FRAMES)
+        for option, text in (("forward", forward), ("backward", backward), ("loop", loop))
+        if text is not None
+    }
+    if not new:
+        raise UsageError("nothing to do: give --forward FRAMES, --backward FRAMES or both, or --loop FRAMES.")
+    if "loop" in new and len(new) > 1:
+        other = next(option for option in new if option != "loop")
+        raise UsageError(f"--loop and --{other}: a loop has no end to go on from; only one of the two can be given.")
+    clips.check_there(clip, "CLIP")
+    prompt = options.prompt(prompt)
+    sampling.check_model()
+    sampling.check_output(2, 1.0)
+    with console.Speaker(quiet=sampling.quiet) as speaker:
+        result = _extend(clip, prompt, Wanted(**new), sampling, speaker)
+    _say(result, sampling)
+
+
+def _extend(path: Path, prompt: str, wanted: Wanted, sampling: Sampling, speaker: console.Speaker) -> "Extended":
+    from dit_video.extend import extended, head_frames, write_extended
+
+    checkpoint = sampling.open()
+    clip = clips.open_clip(path, "CLIP", speaker.note, fps=checkpoint.defaults.fps)
+    name = f"{path.stem} {'loop' if wanted.loop else 'extended'}"
+    output = sampling.output_of(name, clip.frames + wanted.frames, clip.fps)
+    maker = _maker(sampling, prompt, clip, wanted, speaker)
+    frames = extended(
+        maker,
+        clip.read(),
+        clip.head(head_frames(maker.windows)),
+        backward=wanted.backward,
+        forward=wanted.forward,
+        loop=wanted.loop,
+    )
+    return write_extended(maker, frames, output, fps=clip.fps, old_frames=clip.frames, overwrite=sampling.overwrite)
+
+
+@with_sampling(without=["save_latents"])
+def connect(
+    first: Annotated[Path, typer.Argument(metavar="A", help="The clip, or picture, to begin with.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="The one to end with.")],
+    prompt: Prompt = "",
+    *,
+    frames: Annotated[Text, video_option("--frames", "N", "New frames between the two.")] = None,
+    fit: Annotated[Text, video_option("--fit", "RULE", "How B is made to fit A: cover, contain or stretch.")] = None,
+    sampling: Sampling,
+) -> None:
+    """Join A and B by new frames that lead from the last of A to the first of B.
+
+    The frames of both stay as they are; size and rate are those of A.
+    """
+    if frames is None:
+        raise UsageError("--frames is missing: how many new frames should lead from A to B?")
+    count = options.frames(frames)
+    rule = None if fit is None else options.choice("--fit", fit, pictures.FITS)
+    for path, name in ((first, "A"), (second, "B")):
+        clips.check_there(path, name)
+    prompt = options.prompt(prompt)
+    sampling.check_model()
+    sampling.check_output(2, 1.0)
+    with console.Speaker(quiet=sampling.quiet) as speaker:
+        result = _connect(first, second, prompt, count, rule, sampling, speaker)
+    _say(result, sampling)
+
+
+def _connect(
+    first: Path, second: Path, prompt: str, count: int, fit: str | None, sampling: Sampling, speaker: console.Speaker
+) -> "Extended":
+    from dit_video.extend import connected, head_frames, write_extended
+
+    checkpoint = sampling.open()
+    a = clips.open_clip(first, "A", speaker.note, fps=checkpoint.defaults.fps)
+    b = clips.open_clip(second, "B", speaker.note, fps=a.fps, size=a.size, rate=a.fps, fit=fit)
+    old = a.frames + b.frames
+    output = sampling.output_of(f"{first.stem} to {second.stem}", old + count, a.fps)
+    maker = _maker(sampling, prompt, a, Wanted(loop=count), speaker)
+    frames = connected(maker, a.read(), b.read(), b.head(head_frames(maker.windows)), count)
+    return write_extended(maker, frames, output, fps=a.fps, old_frames=old, overwrite=sampling.overwrite)
+
+
+def _maker(sampling: Sampling, prompt: str, clip: clips.ClipFile, wanted: Wanted, speaker: console.Speaker) -> "Maker":
+    """What makes the new frames: refuses what does not fit in memory, and says what will be done."""
+    from dit_video.extend import Maker, Windows
+    from dit_video.machine import available_memory
+    from dit_video.plan import check_memory, weights_bytes
+
+    checkpoint = sampling.open()
+    device, dtype = sampling.place()
+    settings = sampling.settings(checkpoint)
+    windows = Windows.of(checkpoint.grid, checkpoint.defaults.window or checkpoint.defaults.frames)
+    sizes = [windows.sizes(wanted.backward, before=False, after=True)]
+    sizes += [windows.sizes(wanted.forward or wanted.loop, before=True, after=bool(wanted.loop))]
+    every = [size for some in sizes for size in some]
+    shape = VideoShape(num_frames=max(every), height=clip.size[1], width=clip.size[0])
+    available = available_memory(device)
+    plan = check_memory(checkpoint, shape, itemsize=dtype.itemsize, available=available)
+    sampling.tell_seed(speaker)
+    if wanted.backward or wanted.loop:
+        pictures.warn_untrained(checkpoint.known_frames, [0, 1], sampling.warn(speaker))
+    else:
+        pictures.warn_untrained(checkpoint.known_frames, range(windows.groups_before), sampling.warn(speaker))
+    speaker.note(what_it_takes(plan, settings, device, windows=len(every)))
+    several = len(every) > 1 and plan.nbytes + weights_bytes(checkpoint, dtype.itemsize) < available
+    return Maker(
+        sampling.stages(checkpoint, device, dtype, speaker, keep=several),
+        settings,
+        prompt=prompt,
+        negative=sampling.negative_of(checkpoint),
+        seed=sampling.seed,
+        size=clip.size,
+        windows=windows,
+        tile=plan.tile,
+    )
+
+
+def _say(result: "Extended", sampling: Sampling) -> None:
+    console.result(json.dumps(asdict(result), default=str) if sampling.as_json else str(result.path))

@@ -1,0 +1,148 @@
+"""Pictures that are frames of a video: `--image FILE[@FRAME]` and `--fit`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dit_video.errors import MediaError, UsageError
+from dit_video.shapes import MAX_SIDE, MIN_SIDE, Grid, VideoShape
+from dvgen import options
+
+if TYPE_CHECKING:
+    import numpy as np
+
+FITS = ("cover", "contain", "stretch")
+FIT_HELP = "How what has another size is made to fit: cover (the default), contain or stretch."
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A picture and the frame that it is; -1 is the last one."""
+
+    path: Path
+    frame: int
+
+    def of(self, num_frames: int) -> int:
+        """The frame in a video of so many."""
+        return num_frames - 1 if self.frame == -1 else self.frame
+
+
+def parse(texts: Sequence[str]) -> tuple[Placed, ...]:
+    """The pictures of `--image`, which must be there.
+
+    Raises:
+        UsageError: a frame that is not "first", "last" or a whole number from 0 up.
+        MediaError: a file that is not there.
+    """
+    return tuple(map(_parse, texts))
+
+
+def _parse(text: str) -> Placed:
+    name, at, frame = text.rpartition("@")
+    if not at or Path(text).is_file():  # a name may have an @ of its own
+        name, frame = text, "first"
+    number = {"first": 0, "last": -1}.get(frame)
+    if number is None:
+        if not frame.isdecimal():
+            rule = "the frame after @ must be first, last, or a whole number from 0 up"
+            raise UsageError(f"--image {text}: {rule}; the nearest is {name}@first.")
+        number = options.whole("--image ...@", frame, 0, options.MAX_FRAMES)
+    if not Path(name).is_file():
+        kind = "this is a folder, not a picture" if Path(name).is_dir() else "there is no such file"
+        raise MediaError(f"--image {name}: {kind}.")
+    return Placed(Path(name), number)
+
+
+def parse_fit(text: str | None, *, needed: str = "") -> str:
+    """The rule of `--fit`; `needed` is the option without which it means nothing, if that was not given.
+
+    Raises:
+        UsageError: it is none, or it means nothing.
+    """
+    if text is not None and needed:
+        raise UsageError(f"--fit {text}: it says how {needed} is made to fit, and there is no {needed}.")
+    return options.choice("--fit", text or "cover", FITS)
+
+
+def check_frames(images: Sequence[Placed], num_frames: int) -> None:
+    """Refuses frames outside the video, and two pictures for one frame. Raises UsageError."""
+    seen: dict[int, Placed] = {}
+    for image in images:
+        frame = image.of(num_frames)
+        if frame >= num_frames:
+            last = num_frames - 1
+            rule = f"the video has {num_frames} frames, 0 to {last}"
+            raise UsageError(f"--image {image.path}@{frame}: {rule}; the nearest is {image.path}@{last}.")
+        if frame in seen:
+            raise UsageError(f"--image {image.path}@{frame}: {seen[frame].path} is frame {frame} already.")
+        seen[frame] = image
+
+
+def read(images: Sequence[Placed]) -> "list[tuple[Placed, np.ndarray]]":
+    """The pictures (H, W, 3) uint8. Raises MediaError."""
+    from dit_video.video.io import read_picture
+
+    return [(image, read_picture(image.path)) for image in images]
+
+
+def size_of(image: Placed, pixels: "np.ndarray") -> tuple[int, int]:
+    """(width, height) of a picture that a video is to have.
+
+    Raises:
+        UsageError: no video can have it.
+    """
+    height, width = pixels.shape[:2]
+    near = [min(max(side, MIN_SIDE), MAX_SIDE) for side in (width, height)]
+    if near != [width, height]:
+        rule = f"each side of a video must be from {MIN_SIDE} to {MAX_SIDE} pixels"
+        raise UsageError(
+            f"--image {image.path}: it is {width}x{height}, and {rule}; give --size, such as {near[0]}x{near[1]}."
+        )
+    return width, height
+
+
+def given(
+    images: "Sequence[tuple[Placed, np.ndarray]]",
+    shape: VideoShape,
+    grid: Grid,
+    fit: str,
+    note: Callable[[str], None],
+) -> "Mapping[int, np.ndarray]":
+    """What the pictures give of a video: latent frame -> its frames, all of them the picture.
+
+    Raises:
+        UsageError: see `check_frames`; or two pictures of one latent frame.
+    """
+    import numpy as np
+
+    from dit_video.known import frames_of, group_of
+    from dit_video.video.fit import fit_frames, what_fits
+
+    check_frames([image for image, _ in images], shape.num_frames)
+    found: dict[int, np.ndarray] = {}
+    whose: dict[int, Placed] = {}
+    stride = grid.stride[0]
+    for image, pixels in images:
+        frame = image.of(shape.num_frames)
+        group = group_of(frame, stride)
+        if group in found:
+            together = frames_of(group, stride)
+            rule = f"this model makes frames {together.start} to {together.stop - 1} together, and {whose[group].path}"
+            raise UsageError(
+                f"--image {image.path}@{frame}: {rule} is one of them; the nearest free one is {together.stop}."
+            )
+        words = what_fits((pixels.shape[1], pixels.shape[0]), (shape.width, shape.height), fit)
+        if words:
+            note(f"{image.path}: {words}.")
+        fitted = fit_frames(pixels[None], shape.width, shape.height, fit)
+        found[group], whose[group] = np.repeat(fitted, len(frames_of(group, stride)), axis=0), image
+    return found
+
+
+def warn_untrained(known_frames: str, groups: Sequence[int], warn: Callable[[str], None]) -> None:
+    """Say so where a model was not trained to be given these latent frames; see `DescribedModel.known_frames`."""
+    if known_frames == "none":
+        warn("this model was not trained with given frames: it may not go on from them.")
+    elif known_frames == "first" and any(groups):
+        warn("this model was trained with the first frame given, and no other: it may not lead to the others.")

@@ -1,0 +1,273 @@
+"""What all commands that denoise have in common: their options, the checkpoint they open, and where the result goes."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial, wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+from dit_video.checkpoints.files import find_checkpoint, read_json
+from dit_video.errors import UsageError
+from dit_video.models.wan.defaults import RELEASES, TINY_DEFAULTS, Defaults
+from dit_video.video.output import check_file, check_video
+from dvgen import console, options
+
+if TYPE_CHECKING:
+    import torch
+
+    from dit_video.generate import Settings, Stages
+    from dit_video.models.wan.pipeline import WanCheckpoint
+    from dit_video.models.wan.random import RandomCheckpoint
+    from dit_video.plan import Plan
+
+SLOW = 600.0  # seconds from which on a video's time is worth a warning
+
+Text = str | None
+option = partial(options.option, show_default=False)
+video_option = partial(option, panel="Video")
+_sampling = partial(option, panel="Sampling")
+_files = partial(option, panel="Files")
+_machine = partial(option, panel="Machine")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Checked options; None leaves a value to the checkpoint."""
+
+    negative: str | None
+    model: str
+    random_weights: bool
+    steps: int | None
+    solver: str | None
+    sigmas: str | None
+    shift: float | None
+    guidance: tuple[float, ...] | None
+    guidance_interval: tuple[float, float] | None
+    seed: int
+    seed_drawn: bool
+    dtype: str
+    device: str
+    output: Path | None
+    save_latents: Path | None
+    overwrite: bool
+    as_json: bool
+    quiet: bool
+
+    def check_model(self) -> dict[str, Any]:
+        """Refuses models and settings that do not fit, before torch is imported; the contents of dvgen.json, if any.
+
+        Raises:
+            UsageError, CheckpointError: they do not fit, or there is no such model.
+        """
+        if self.random_weights and self.model != "default":
+            raise UsageError(f"--random-weights and --model {self.model}: only one of the two can be given.")
+        if self.random_weights:
+            return {}
+        folder = find_checkpoint(self.model)
+        if len(self.guidance or ()) > 1 and not (read_json(folder / "model_index.json").get("boundary_ratio")):
+            _refuse_two_scales(self.guidance or ())
+        return read_json(folder / "dvgen.json") if (folder / "dvgen.json").is_file() else {}
+
+    def rates(self, ours: dict[str, Any], fps: float | None) -> list[float]:
+        """The frames per second of the clip: one, or those of all releases where the checkpoint must be opened to tell.
+
+        ours: the contents of dvgen.json. fps: what was asked for.
+        """
+        if fps is not None:
+            return [fps]
+        if self.random_weights:
+            return [TINY_DEFAULTS.fps]
+        fps = ours.get("fps")
+        if isinstance(fps, int | float) and fps > 0:
+            return [float(fps)]
+        return sorted({defaults.fps for defaults in (Defaults(), *RELEASES.values())})
+
+    def check_output(self, frames: int, fps: float) -> None:
+        """Refuses files that could not be written. Raises UsageError, MediaError."""
+        if self.output:
+            check_video(self.output, frames, fps=fps, overwrite=self.overwrite, option="--output")
+        if self.save_latents:
+            check_file(self.save_latents, (".safetensors",), overwrite=self.overwrite, option="--save-latents")
+
+    def open(self) -> "WanCheckpoint | RandomCheckpoint":
+        """The checkpoint. Raises CheckpointError."""
+        if self.random_weights:
+            from dit_video.models.wan.random import RandomCheckpoint
+
+            return RandomCheckpoint()
+        from dit_video.models import open_checkpoint
+
+        return open_checkpoint(self.model)
+
+    def settings(self, checkpoint: "WanCheckpoint | RandomCheckpoint", *, strength: float = 1.0) -> "Settings":
+        """How to denoise: what was asked for, and the checkpoint's defaults for the rest. Raises UsageError."""
+        from dit_video.generate import Settings
+
+        defaults = checkpoint.defaults
+        guidance = self.guidance or defaults.guidance
+        if len(guidance) > 1 and checkpoint.boundary is None:
+            _refuse_two_scales(guidance)
+        return Settings(
+            steps=self.steps or defaults.steps,
+            solver=self.solver or defaults.solver,
+            sigmas=self.sigmas or defaults.sigmas,
+            shift=self.shift or defaults.shift,
+            guidance=guidance,
+            guidance_interval=self.guidance_interval or (0.0, 1.0),
+            strength=strength,
+        )
+
+    def negative_of(self, checkpoint: "WanCheckpoint | RandomCheckpoint") -> str:
+        """The negative prompt."""
+        return checkpoint.defaults.negative if self.negative is None else self.negative
+
+    def output_of(self, name: str, frames: int, fps: float) -> Path:
+        """The file to write: what was asked for, or made from a name and the seed. Raises UsageError, MediaError."""
+        suffix = ".png" if frames == 1 else ".mp4"
+        output = self.output or options.made_name(name, self.seed, suffix, Path())
+        check_video(output, frames, fps=fps, overwrite=self.overwrite, option="--output")
+        return output
+
+    def tell_seed(self, speaker: console.Speaker) -> None:
+        """Say which seed it is; one that was drawn also when quiet."""
+        if self.seed_drawn:
+            self.warn(speaker)(f"seed {self.seed} (drawn)")
+        else:
+            speaker.note(f"seed {self.seed}")
+
+    def warn(self, speaker: console.Speaker) -> Callable[[str], None]:
+        """Where warnings go: the JSON object has what they say, so that with it they are notes."""
+        return speaker.note if self.as_json else speaker.warn
+
+    def stages(
+        self,
+        checkpoint: "WanCheckpoint | RandomCheckpoint",
+        device: "torch.device",
+        dtype: "torch.dtype",
+        speaker: console.Speaker,
+        *,
+        keep: bool = False,
+    ) -> "Stages":
+        """The checkpoint's stages, to be loaded."""
+        from dit_video.generate import Stages
+
+        warn = self.warn(speaker)
+        return Stages(
+            checkpoint,
+            dtype=dtype,
+            device=device,
+            keep=keep,
+            progress=speaker.progress,
+            note=speaker.note,
+            warn=warn,
+        )
+
+    def place(self) -> "tuple[torch.device, torch.dtype]":
+        """The device and the dtype. Raises UsageError."""
+        from dit_video.machine import pick_device, pick_dtype
+
+        device = pick_device(self.device)
+        return device, pick_dtype(self.dtype, device)
+
+
+def _options(
+    negative: Annotated[Text, _sampling("--negative", "TEXT", "What not to show.")] = None,
+    seed: Annotated[
+        Text, _sampling("--seed", "N", "The same seed gives the same video; drawn and printed without.")
+    ] = None,
+    steps: Annotated[Text, _sampling("--steps", "N", "Denoising steps.")] = None,
+    solver: Annotated[Text, _sampling("--solver", "NAME", f"{', '.join(options.SOLVERS)}.")] = None,
+    sigmas: Annotated[Text, _sampling("--sigmas", "NAME", "Noise levels of the release, or of diffusers.")] = None,
+    shift: Annotated[Text, _sampling("--shift", "F", "Above 1: more of the steps at high noise.")] = None,
+    guidance: Annotated[
+        Text, _sampling("--guidance", "F[,F]", "Scale, or high-noise,low-noise scales; 1 is none.")
+    ] = None,
+    guidance_interval: Annotated[Text, _sampling("--guidance-interval", "LOW,HIGH", "Noise levels to guide.")] = None,
+    model: Annotated[
+        str, _files("--model -m", "NAME|PATH", "A diffusers folder; the shipped model without.")
+    ] = "default",
+    output: Annotated[Path | None, _files("--output -o", "FILE", ".mp4, .webm, .gif, or .png for one frame.")] = None,
+    overwrite: Annotated[bool, _files("--overwrite", None, "Replace files that exist.")] = False,
+    save_latents: Annotated[
+        Path | None, _files("--save-latents", "FILE.safetensors", "Also write the latents.")
+    ] = None,
+    as_json: Annotated[bool, _files("--json", None, "Print one JSON object instead of the path.")] = False,
+    dtype: Annotated[str, _machine("--dtype", "NAME", "float32, bfloat16 or float16, for every stage.")] = "auto",
+    device: Annotated[str, _machine("--device", "NAME", "cpu, cuda or mps.")] = "auto",
+    random_weights: Annotated[
+        bool, _machine("--random-weights", None, "A tiny model of noise: tries the program.")
+    ] = False,
+    quiet: Annotated[
+        bool, _machine("--quiet -q", None, "No progress and no notes; warnings and a drawn seed stay.")
+    ] = False,
+) -> Sampling:
+    given = options.given
+    return Sampling(
+        negative=given(negative, options.text),
+        model=model,
+        random_weights=random_weights,
+        steps=given(steps, options.steps),
+        solver=given(solver, options.solver),
+        sigmas=given(sigmas, options.sigmas),
+        shift=given(shift, options.shift),
+        guidance=given(guidance, options.guidance),
+        guidance_interval=given(guidance_interval, options.interval),
+        seed=options.seed(seed),
+        seed_drawn=seed is None,
+        dtype=options.choice("--dtype", dtype, options.DTYPES),
+        device=options.choice("--device", device, options.DEVICES),
+        output=output,
+        save_latents=save_latents,
+        overwrite=overwrite,
+        as_json=as_json,
+        quiet=quiet,
+    )
+
+
+def with_sampling(*, without: Sequence[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command the options above, but those named in `without`; its argument `sampling` holds them, checked."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        ours = {name: p for name, p in inspect.signature(_options).parameters.items() if name not in without}
+        theirs = {name: p for name, p in inspect.signature(command).parameters.items() if name != "sampling"}
+        hints = get_type_hints(_options, include_extras=True) | get_type_hints(command, include_extras=True)
+
+        @wraps(command)
+        def run(**values: Any) -> None:
+            rest = {name: values[name] for name in theirs}
+            command(**rest, sampling=_options(**{name: values[name] for name in ours}))
+
+        parameters = [
+            p.replace(annotation=hints[p.name], kind=inspect.Parameter.KEYWORD_ONLY)
+            for p in (*theirs.values(), *ours.values())
+        ]
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        vars(run)["__signature__"] = inspect.Signature(parameters)
+        return run
+
+    return decorate
+
+
+def _refuse_two_scales(guidance: tuple[float, ...]) -> None:
+    text = ",".join(f"{scale:g}" for scale in guidance)
+    raise UsageError(
+        f"--guidance {text}: this model has one transformer and takes one scale; the nearest is {guidance[0]:g}."
+    )
+
+
+def what_it_takes(plan: "Plan", settings: "Settings", device: "torch.device", *, windows: int = 1) -> str:
+    """One line about what is computed; windows: how many of such clips, one after the other."""
+    from dit_video.plan import expected_seconds
+
+    steps = settings.steps - settings.first_step
+    of_each = "" if windows == 1 else f"{windows} windows of at most "
+    line = f"{of_each}{plan.shape}: {'x'.join(map(str, plan.grid))} = {plan.tokens:,} patches, {steps} steps"
+    if plan.padded != plan.shape:
+        line += f"; computed as {plan.padded}, then cropped and trimmed"
+    if plan.tile:
+        line += f"; decoded in tiles of {plan.tile}x{plan.tile} latents, since whole frames do not fit in memory"
+    evaluations = 2 * steps - 1 if settings.solver == "heun" else steps
+    passes = windows * evaluations * (2 if max(settings.guidance) > 1 else 1)
+    seconds = expected_seconds(plan, passes, device)
+    return line + (f"; this may take {console.duration(seconds)}" if seconds > SLOW else "")

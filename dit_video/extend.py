@@ -1,0 +1,287 @@
+"""Frames before, after and between given ones: extend forward and backward, loop, connect.
+
+All of it is one thing: a window of which some latent frames are known (`known.py`). The frames before the new ones are
+1 + 4k, so that the window begins as a clip does, and the new ones begin a group. The frames after them must begin a
+group too: where the number of new frames is not a multiple of 4, their last group also covers the first of what
+follows, which is then taken from there. A window without frames before it begins with new ones, of which the surplus
+is left out. (4 stands for the autoencoder's stride in time.)
+
+More new frames than fit in a window are made window by window, each from the last frames of the one before, so memory
+does not grow with their number.
+"""
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dit_video.generate import (
+    Clip,
+    Settings,
+    Stages,
+    decode_frames,
+    explained_memory,
+    read_prompts,
+    sample_latents,
+)
+from dit_video.known import encode_known, frames_of
+from dit_video.machine import peak_memory
+from dit_video.shapes import Grid, VideoShape
+from dit_video.video.io import write_video
+
+MAX_SEED = 2**63
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """How new frames are divided into windows. All are counts of frames.
+
+    stride: of a group. before, after: known ones on a side, at most; 1 + stride * k and stride * k. longest: of a
+    window, 1 + stride * k.
+    """
+
+    stride: int
+    before: int
+    after: int
+    longest: int
+
+    @classmethod
+    def of(cls, grid: Grid, longest: int) -> "Windows":
+        """Windows of `longest` frames or the next length on the grid, of which a third is known before, or after.
+
+        Three latent frames tell position, speed and acceleration; less is known only where a window is too short.
+        """
+        t = grid.stride[0]
+        groups = max(1, -(-(longest - 1) // t))  # after the first frame
+        known = max(0, min(2, groups - 1))
+        return cls(stride=t, before=1 + known * t, after=max(1, known) * t, longest=1 + groups * t)
+
+    def most(self, *, before: bool, after: bool) -> int:
+        """The most new frames of a window with known frames before, after, or on both sides: a multiple of the stride,
+        or one more in a window that begins with them; at least a stride.
+        """
+        left = self.longest - (self.before if before else 1) - (self.after if after else 0)
+        return max(self.stride, left // self.stride * self.stride) + (0 if before else 1)
+
+    @property
+    def groups_before(self) -> int:
+        """Latent frames that are known before the new ones, at most."""
+        return 1 + (self.before - 1) // self.stride
+
+    def sizes(self, count: int, *, before: bool, after: bool) -> list[int]:
+        """The frames of every window, known ones included, that `count` new frames take, at most."""
+        if before and after:
+            parts = self.parts(count, before=True, after=False, last=self.most(before=True, after=True))
+        else:
+            parts = self.parts(count, before=before, after=after)
+        lengths = []
+        for number, part in enumerate(parts):
+            led = after and (not before or number == len(parts) - 1)
+            new = -(-part // self.stride) * self.stride if before else 1 + -(-(part - 1) // self.stride) * self.stride
+            lengths.append((self.before if before else 0) + new + (self.after if led else 0))
+        return lengths
+
+    def parts(self, count: int, *, before: bool, after: bool, last: int = 0) -> list[int]:
+        """`count` new frames as windows with known frames on one side; the last one, with both, has at most `last`."""
+        most = self.most(before=before, after=after)
+        if last:
+            final = min(count, last)
+            return [*self.parts(count - final, before=before, after=after), final]
+        return [most] * (count // most) + ([count % most] if count % most else [])
+
+
+class Maker:
+    """Makes new frames beside given ones, with one prompt and one set of settings.
+
+    made: windows so far; each has the next seed.
+    """
+
+    def __init__(
+        self,
+        stages: Stages,
+        settings: Settings,
+        *,
+        prompt: str,
+        negative: str,
+        seed: int,
+        size: tuple[int, int],
+        windows: Windows,
+        tile: int | None = None,
+    ) -> None:
+        self.stages, self.settings, self.prompt, self.negative = stages, settings, prompt, negative
+        self.seed, self.windows, self.tile = seed, windows, tile
+        self.width, self.height = size
+        self.made = 0
+
+    def after(self, given: np.ndarray, count: int) -> Iterator[np.ndarray]:
+        """`count` frames that follow the frames `given` (T, H, W, 3)."""
+        return self.between(given, count, None)
+
+    def before(self, given: np.ndarray, count: int) -> Iterator[np.ndarray]:
+        """`count` frames that lead to the frames `given`, in the order of time.
+
+        They are made from the end, so they wait in a temporary file.
+        """
+        parts, offsets = self.windows.parts(count, before=False, after=True), []
+        with tempfile.TemporaryFile() as spool:
+            for part in parts:
+                offsets.append(spool.tell())
+                frames = np.stack(list(self._fill(None, part, given)))
+                spool.write(frames.tobytes())
+                given = np.concatenate([frames, given])[: self.windows.after + self.windows.stride]
+            for part, offset in zip(reversed(parts), reversed(offsets), strict=True):
+                spool.seek(offset)
+                for _ in range(part):
+                    data = spool.read(self.height * self.width * 3)
+                    yield np.frombuffer(data, np.uint8).reshape(self.height, self.width, 3)
+
+    def between(self, before: np.ndarray, count: int, after: np.ndarray | None) -> Iterator[np.ndarray]:
+        """`count` frames that lead from the frames `before` to the frames `after`, if there are any."""
+        windows = self.windows
+        last = windows.most(before=True, after=True) if after is not None else 0
+        parts = windows.parts(count, before=True, after=False, last=last)
+        for number, part in enumerate(parts):
+            end = after if number == len(parts) - 1 else None
+            recent = list(before[-windows.before :])
+            for frame in self._fill(before, part, end):
+                recent = [*recent[-(windows.before - 1) :], frame] if windows.before > 1 else [frame]
+                yield frame
+            before = np.stack(recent)
+
+    def _fill(self, before: np.ndarray | None, count: int, after: np.ndarray | None) -> Iterator[np.ndarray]:
+        """One window: `count` new frames after, before or between known ones."""
+        given, shape, skipped = self._window(before, count, after)
+        stages = self.stages
+        seed = (self.seed + self.made) % MAX_SEED
+        self.made += 1
+        with explained_memory(shape):
+            with stages.timed("encode"):
+                known = encode_known(stages.vae, stages.checkpoint.grid, shape, given)
+            clip = Clip(prompt=self.prompt, negative=self.negative, shape=shape, seed=seed, known=known)
+            latents = sample_latents(stages, [clip], self.settings)[0]
+            frames = decode_frames(stages.vae, latents, shape, tile=self.tile)
+            for number in range(skipped + count):
+                with stages.timed("decode"):
+                    frame = next(frames)
+                if number >= skipped:
+                    yield frame
+
+    def _window(
+        self, before: np.ndarray | None, count: int, after: np.ndarray | None
+    ) -> tuple[dict[int, np.ndarray], VideoShape, int]:
+        """What is given of a window, by latent frame; its shape; and how many frames come before the new ones."""
+        t, windows = self.windows.stride, self.windows
+        given: dict[int, np.ndarray] = {}
+        if before is None:
+            groups = 1 + -(-(count - 1) // t)  # of the new frames, the first of which is a group of its own
+            skipped = 1 + (groups - 1) * t - count
+            surplus = 0
+        else:
+            kept = min(windows.before, 1 + (len(before) - 1) // t * t)
+            before = before[len(before) - kept :]
+            for group in range(1 + (kept - 1) // t):
+                given[group] = before[frames_of(group, t).start : frames_of(group, t).stop]
+            groups = len(given) + -(-count // t)
+            skipped = kept
+            surplus = -count % t
+        if after is not None:
+            short = surplus + t - len(after)  # a group at least: a clip of less is held still for its rest
+            after = np.concatenate([after, np.repeat(after[-1:], max(0, short), axis=0)])
+            usable = min(windows.after, (len(after) - surplus) // t * t)
+            for start in range(surplus, surplus + usable, t):
+                given[groups] = after[start : start + t]
+                groups += 1
+        shape = VideoShape(num_frames=1 + (groups - 1) * t, height=self.height, width=self.width)
+        return given, shape, skipped
+
+
+def extended(
+    maker: Maker, clip: Iterable[np.ndarray], head: np.ndarray, *, backward: int = 0, forward: int = 0, loop: int = 0
+) -> Iterator[np.ndarray]:
+    """The frames of `clip` (H, W, 3), each as it is, with new ones before and after it.
+
+    Args:
+        head: the first frames of the clip, at least as many as `head_frames`, or all of it.
+        loop: new frames at the end that lead back to the beginning.
+    """
+    if backward:
+        yield from maker.before(head, backward)
+    tail: list[np.ndarray] = []
+    for frame in clip:
+        tail = [*tail[-(maker.windows.before - 1) :], frame] if maker.windows.before > 1 else [frame]
+        yield frame
+    if forward or loop:
+        yield from maker.between(np.stack(tail), forward or loop, head if loop else None)
+
+
+def connected(
+    maker: Maker, first: Iterable[np.ndarray], second: Iterable[np.ndarray], head: np.ndarray, count: int
+) -> Iterator[np.ndarray]:
+    """The frames of two clips with `count` new ones between; head: the first frames of the second."""
+    yield from extended(maker, first, head, loop=count)
+    yield from second
+
+
+def head_frames(windows: Windows) -> int:
+    """How many first frames of a clip are needed to lead to it."""
+    return windows.after + windows.stride
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extended:
+    """What `write_extended` made; see `generate.Result`. new_frames: of its frames, those that were made."""
+
+    path: Path
+    width: int
+    height: int
+    frames: int
+    new_frames: int
+    fps: float
+    seed: int
+    windows: int
+    steps: int
+    forwards: int
+    unknown_words: list[str]
+    prompt_cut: bool
+    seconds: dict[str, float]
+    peak_memory: dict[str, int]
+
+
+def write_extended(
+    maker: Maker,
+    frames: Iterator[np.ndarray],
+    path: Path,
+    *,
+    fps: float,
+    old_frames: int,
+    overwrite: bool = False,
+) -> Extended:
+    """Writes the frames that `extended` or `connected` gives as they come; old_frames: of them, those that were given.
+
+    Raises:
+        DvgenError: a stage that cannot be loaded, too little memory, latents that are not finite, or a file that cannot
+            be read or written.
+    """
+    stages, settings = maker.stages, maker.settings
+    written = write_video(path, frames, fps=fps, overwrite=overwrite)
+    if written.note:
+        stages.note(written.note)
+    unknown_words, prompt_cut = read_prompts(stages, maker.prompt, maker.negative)
+    return Extended(
+        path=written.path,
+        width=written.width,
+        height=written.height,
+        frames=written.frames,
+        new_frames=written.frames - old_frames,
+        fps=written.fps,
+        seed=maker.seed,
+        windows=maker.made,
+        steps=settings.steps,
+        forwards=stages.forwards,
+        unknown_words=unknown_words,
+        prompt_cut=prompt_cut,
+        seconds={activity: round(seconds, 3) for activity, seconds in stages.seconds.items()},
+        peak_memory=peak_memory(stages.device),
+    )
