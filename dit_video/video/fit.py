@@ -52,6 +52,6 @@ def _scaled_size(width: int, height: int, new_width: int, new_height: int, rule:
 def _scaled(frames: np.ndarray, width: int, height: int) -> np.ndarray:
     if frames.shape[1:3] == (height, width):
         return frames
-    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float()  # T 3 H W
+    pixels = torch.tensor(frames).permute(0, 3, 1, 2).float()  # T 3 H W
     pixels = F.interpolate(pixels, (height, width), mode="bicubic", antialias=True, align_corners=False)
     return pixels.round_().clamp_(0, 255).byte().permute(0, 2, 3, 1).numpy()

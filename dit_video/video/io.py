@@ -130,9 +130,10 @@ def read_frames(path: Path | str, *, fps: float | None = None) -> Iterator[Frame
         MediaError: the file is missing, damaged or not a video.
     """
     # PPM carries the size before every frame, so nothing has to be known before the first one is decoded.
+    rate = "" if fps is None else f"fps={Fraction(fps).limit_denominator(100_000)},"
     scale = "scale=out_range=pc:flags=bicubic+accurate_rnd+full_chroma_int,format=rgb24"
-    output = ["-vf", scale, "-c:v", "ppm", "-f", "image2pipe", "pipe:1"]
-    with _ffmpeg(Path(path), [*_input(path, fps), *output]) as pipe:
+    output = ["-vf", rate + scale, "-c:v", "ppm", "-f", "image2pipe", "pipe:1"]
+    with _ffmpeg(Path(path), [*_input(path), *output]) as pipe:
         while pipe.readline() == b"P6\n":
             width, height = map(int, pipe.readline().split())
             pipe.readline()
@@ -334,11 +335,10 @@ def _coding(suffix: str, width: int, height: int) -> tuple[dict[str, Any], str |
     return {"codec": "libx264", "pix_fmt_out": pix_fmt, "output_params": h264}, note if odd else None
 
 
-def _input(path: Path | str, fps: float | None = None) -> list[str]:
-    """ffmpeg's arguments to read the first video stream of a file, each frame once or evenly, and to stop at damage."""
+def _input(path: Path | str) -> list[str]:
+    """ffmpeg's arguments to read every frame of the first video stream of a file, each once, and to stop at damage."""
     _file(path)
-    timing = ["passthrough"] if fps is None else ["cfr", "-r", str(Fraction(fps).limit_denominator(100_000))]
-    return ["-xerror", "-i", f"file:{path}", "-map", "0:v:0", "-fps_mode", *timing]
+    return ["-xerror", "-i", f"file:{path}", "-map", "0:v:0", "-fps_mode", "passthrough"]
 
 
 def _file(path: Path | str) -> Path:

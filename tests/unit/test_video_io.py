@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from imageio_ffmpeg import get_ffmpeg_exe
+from PIL import Image
 
 from dit_video.errors import MediaError, UsageError
-from dit_video.video.io import probe, read_frames, read_video, write_video
+from dit_video.video.io import probe, read_frames, read_picture, read_video, write_video
 from dit_video.video.output import check_video
 
 COLOURS = {
@@ -276,3 +277,47 @@ def test_reading_may_stop_early(tmp_path: Path) -> None:
     frames = read_frames(path)
     assert next(frames).shape == (64, 64, 3)
     frames.close()
+
+
+def ffmpeg(*arguments: str | Path) -> None:
+    subprocess.run([get_ffmpeg_exe(), "-v", "error", "-y", *map(str, arguments)], check=True)
+
+
+def test_uneven_frames_and_sound_are_told_and_frames_can_be_had_evenly(tmp_path: Path) -> None:
+    even, uneven = tmp_path / "even.mkv", tmp_path / "uneven.mp4"
+    source = ("-f", "lavfi", "-i", "testsrc=s=64x48:r=24:d=1")
+    ffmpeg(*source, "-f", "lavfi", "-i", "sine", "-shortest", even)
+    ffmpeg(*source, "-vf", "select=lt(n\\,12)+not(mod(n\\,3))", "-fps_mode", "vfr", uneven)
+    info = probe(even)
+    assert (info.frames, info.fps, info.uneven, info.audio) == (24, 24, False, True)
+    info = probe(uneven)
+    assert (info.frames, info.fps, info.uneven, info.audio) == (16, 24, True, False)
+    once, evenly = list(read_frames(uneven)), list(read_frames(uneven, fps=24))
+    assert len(once) == 16 and 22 <= len(evenly) <= 24  # how long the last one lasts is not told
+    for time, number in ((0, 0), (11, 11), (12, 12), (13, 12), (14, 12), (15, 13), (20, 14), (21, 15)):
+        assert np.array_equal(evenly[time], once[number])
+    assert len(list(read_frames(even, fps=12))) == 12 and len(list(read_frames(even, fps=48))) == 48
+
+
+def test_a_clip_is_turned_as_it_asks_to_be(tmp_path: Path) -> None:
+    flat, turned = tmp_path / "flat.mp4", tmp_path / "turned.mp4"
+    ffmpeg("-f", "lavfi", "-i", "testsrc=s=64x48:r=5:d=1", flat)
+    ffmpeg("-display_rotation", "90", "-i", flat, "-c", "copy", turned)
+    info = probe(turned)
+    assert (info.width, info.height, info.frames) == (48, 64, 5)
+    assert np.array_equal(next(read_frames(turned)), np.rot90(next(read_frames(flat))))
+
+
+def test_a_picture_is_turned_and_put_on_white(tmp_path: Path) -> None:
+    pixels = np.zeros((4, 6, 4), np.uint8)
+    pixels[..., 0], pixels[:, :3, 3] = 200, 255  # red on the left, nothing on the right
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    Image.fromarray(pixels).save(tmp_path / "p.png", exif=exif)
+    found = read_picture(tmp_path / "p.png")
+    assert found.shape == (6, 4, 3)
+    assert (found[:3] == (200, 0, 0)).all() and (found[3:] == 255).all()
+    Image.fromarray(pixels[..., 0]).save(tmp_path / "gray.png")
+    assert read_picture(tmp_path / "gray.png").shape == (4, 6, 3)
+    with pytest.raises(MediaError, match=r"none\.png: there is no such file"):
+        read_picture(tmp_path / "none.png")
