@@ -267,7 +267,7 @@ def write_extended(
     stages, settings = maker.stages, maker.settings
     written = write_video(path, frames, fps=fps, overwrite=overwrite)
     if written.note:
-        stages.note(written.note)
+        stages.warn(written.note)
     unknown_words, prompt_cut = read_prompts(stages, maker.prompt, maker.negative)
     return Extended(
         path=written.path,

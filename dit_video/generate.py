@@ -423,7 +423,7 @@ def generate(
             written = write_video(path, frames, fps=fps, overwrite=overwrite)
         stages.progress("decode", clip.shape.num_frames, clip.shape.num_frames)
     if written.note:
-        stages.note(written.note)
+        stages.warn(written.note)
     grid = stages.checkpoint.grid.tokens(stages.checkpoint.grid.latent(clip.shape))
     unknown_words, prompt_cut = read_prompts(stages, *_prompts(clip, settings))
     return Result(

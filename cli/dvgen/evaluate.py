@@ -70,7 +70,13 @@ def evaluate(
         "shift": options.given(shift, options.shift),
         "guidance": options.given(guidance, options.guidance),
     }
+    from dit_video.scenes.world import MAX_SIDE, MIN_SIDE
+
     width, height = parse_size(size)
+    near = [min(max(side, MIN_SIDE), MAX_SIDE) for side in (width, height)]
+    if near != [width, height]:
+        rule = f"the world has sides of {MIN_SIDE} to {MAX_SIDE}"
+        raise UsageError(f"--size {width}x{height}: {rule}; the nearest is {near[0]}x{near[1]}.")
     request = Request(
         model=model,
         count=options.whole("--prompts", prompts, 1, MAX_PROMPTS),

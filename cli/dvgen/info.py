@@ -55,6 +55,7 @@ def _checkpoint(name: str) -> dict[str, Any]:
         "transformer": asdict(found.dit),
         "grid": {"stride": found.grid.stride, "patch": found.grid.patch, "latent_channels": found.latent_channels},
         "boundary": found.boundary,
+        "known_frames": found.known_frames,
         "defaults": asdict(found.defaults),
         "knows": dict(found.knows),
     }
@@ -64,7 +65,7 @@ def _lines(facts: dict[str, Any]) -> str:
     """The facts as text: one line each, lists of words joined, what is empty left out."""
     lines = []
     for key, value in facts.items():
-        if value is None or value == {}:
+        if value is None or value is False or value == {}:
             continue
         if not isinstance(value, dict):
             lines.append(f"{key:12} {_text(value)}")
@@ -95,4 +96,6 @@ def _text(value: Any) -> str:
         return (
             "x".join(map(_text, value)) if all(isinstance(item, int) for item in value) else ",".join(map(_text, value))
         )
+    if value is True:
+        return "yes"
     return f"{value:g}" if isinstance(value, float) else str(value)

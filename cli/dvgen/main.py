@@ -3,6 +3,7 @@
 Nothing heavy is imported when it starts: `--help` answers at once, and bad input is refused before torch loads.
 """
 
+import signal
 import sys
 from typing import Annotated, Any
 
@@ -84,6 +85,14 @@ app.command()(scenes.scenes)
 app.add_typer(train.app, name="train")
 
 
+def _stop(number: int, _: object) -> None:
+    raise SystemExit(128 + number)
+
+
 def run() -> None:
     """The console script."""
+    # As after Ctrl-C, nothing half-written may stay when a shell or a batch system ends us.
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _stop)
     app(prog_name="dvgen")

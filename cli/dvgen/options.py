@@ -180,16 +180,21 @@ def prompt(argument: str) -> str:
     """A prompt, read from standard input when it is "-".
 
     Raises:
-        UsageError: it is not valid UTF-8.
+        UsageError: it is not valid UTF-8, or standard input is empty.
     """
     if argument != "-":
         return text(argument)
     if sys.stdin is None:
         raise UsageError('the prompt "-" is read from standard input, which is closed; give the prompt itself.')
+    not_text = "the prompt on standard input is not text in UTF-8; save it as UTF-8."
     try:
-        return text(sys.stdin.read().strip())
-    except UnicodeDecodeError:
-        raise UsageError("the prompt on standard input is not text in UTF-8; save it as UTF-8.") from None
+        found = sys.stdin.read().strip()
+        found.encode()
+    except UnicodeError:
+        raise UsageError(not_text) from None
+    if not found:  # most likely what should have written it has failed
+        raise UsageError('standard input is empty; for an empty prompt give "" instead of -.')
+    return found
 
 
 def text(argument: str) -> str:

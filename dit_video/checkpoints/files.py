@@ -79,7 +79,7 @@ def find_checkpoint(name: str | Path | None = None) -> Path:
         CheckpointError: there is none.
     """
     name = "default" if name is None else name
-    if not str(name).strip() or str(name) == ".":
+    if not str(name).strip():
         raise CheckpointError(f"model {str(name)!r}: must be 'default' or the path of a diffusers folder.")
     shipped = [_PACKAGE / "_weights" / name, _PACKAGE.parent / "weights" / name]
     places = shipped if str(name) == "default" else [Path(name), *shipped]

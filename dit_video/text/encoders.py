@@ -6,6 +6,7 @@ transformers and ftfy are imported when they are first used: together they take 
 import html
 import json
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,7 +93,9 @@ class TextEncoder:
         encoding = self.tokenizer.encode(text)
         unknown = self.tokenizer.token_to_id(self.tokenizer.model.unk_token)
         spans = [span for token, span in zip(encoding.ids, encoding.offsets, strict=True) if token == unknown]
-        return list(dict.fromkeys(text[start:end] for start, end in spans))
+        words = dict.fromkeys(text[start:end] for start, end in spans)
+        symbols = [c for c in dict.fromkeys(text) if unicodedata.category(c) == "So"]  # emoji, which it passes over
+        return [*words, *(c for c in symbols if c not in "".join(words))]
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

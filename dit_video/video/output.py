@@ -31,7 +31,7 @@ def check_file(path: Path, suffixes: Sequence[str], *, overwrite: bool = False, 
         raise UsageError(f"{named}: {rule}; the nearest is {path.with_suffix(suffixes[0])}.")
     if not path.parent.is_dir():
         raise MediaError(f"{named}: the folder {path.parent} does not exist; create it first.")
-    if path.exists() and not overwrite:
+    if os.path.lexists(path) and not overwrite:  # a link to nothing takes the name too
         raise MediaError(f"{named}: the file exists; choose another name or pass --overwrite.")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise MediaError(f"{named}: the folder {path.parent} is not writable; choose another one.")

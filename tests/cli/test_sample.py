@@ -249,6 +249,36 @@ def test_interrupt_ends_with_130_and_leaves_nothing(folder: Path):
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_being_ended_while_the_file_is_written_leaves_nothing(folder: Path, number: signal.Signals):
+    process = program("sample", "a", *QUICK, "--size", "64x64", "--frames", "4000")
+    while process.poll() is None and not list(folder.glob(".dvgen-*")):
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, stderr
+    assert "Traceback" not in stderr and list(folder.iterdir()) == []
+
+
+def test_an_empty_standard_input_is_refused_and_an_empty_prompt_is_not():
+    found = run("sample", *QUICK, "-", stdin="\n", code=2)
+    assert "standard input is empty" in found.stderr
+    sample("--size", "16x16", "--frames", "1", "-o", "a.png", prompt="")
+    assert probe("a.png") == (16, 16, 1)
+
+
+def test_a_link_to_nothing_is_a_taken_name(folder: Path):
+    (folder / "a.mp4").symlink_to("nowhere/x.mp4")
+    found = run("sample", "a", *QUICK, "-o", "a.mp4", code=1)
+    assert "a.mp4: the file exists" in found.stderr
+
+
+def test_the_note_about_odd_sizes_is_a_warning():
+    found = sample("--size", "17x16", "--frames", "2", "-q", "-o", "a.mp4")
+    assert "4:4:4" in found.stderr
+
+
 def test_readers_that_leave_break_nothing(folder: Path):
     """The video is there although nobody reads what is said about it."""
     process = program("sample", "a", *QUICK, "--size", "16x16", "--frames", "2", "-o", "a.mp4")

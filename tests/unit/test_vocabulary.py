@@ -77,6 +77,11 @@ def test_the_wan_pipeline_opens_the_folder(folder: Path):
     torch.testing.assert_close(ours, theirs[:7], rtol=0, atol=2e-5)
 
 
+def test_emoji_are_unknown_words(folder: Path):
+    encoder = TextEncoder.from_folder(folder / "text_encoder", folder / "tokenizer", dtype=torch.float32)
+    assert encoder.unknown_words("a red ball 🎈🐈, 🎈!") == ["🎈", "🐈"]
+
+
 def test_unknown_words_are_named_once_as_written(folder: Path):
     encoder = TextEncoder.from_folder(folder / "text_encoder", folder / "tokenizer", dtype=torch.float32)
     assert encoder.unknown_words("A red Cat, on the beach; a cat-like cat &amp; the ball") == [
