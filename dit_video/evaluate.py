@@ -7,7 +7,7 @@ Wilson's (E. B. Wilson, JASA 22, 1927), at 95 %.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,15 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What was found in the clip that a question got; right: by field, "all" of them together at last."""
+    """What was found in the clip that a question got.
+
+    right: by field, "all" of them together at last. measured: numbers by name, of which the medians are reported.
+    """
 
     question: Question
     found: Detection
     right: dict[str, bool]
+    measured: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -177,15 +181,23 @@ def rates_by_value(answers: Sequence[Answer], field: str) -> dict[str, Rate]:
     }
 
 
+def median(answers: Sequence[Answer], name: str) -> float:
+    """The median of what was measured."""
+    return float(np.median([answer.measured[name] for answer in answers]))
+
+
 def table(answers: Sequence[Answer]) -> str:
     """The rates as text, one line per field, and one that says what is not scored."""
     lines = [f"{'':12}{'right':>8}   95 % interval    cannot tell"]
-    for field, rate in rates(answers).items():
+    told = [name for name in answers[0].right if hasattr(answers[0].found, name)]
+    for name, rate in rates(answers).items():
         low, high = rate.interval
-        names = [name for name in answers[0].right if name != "all"] if field == "all" else [field]
-        blank = sum(any(getattr(answer.found, name) is None for name in names) for answer in answers)
-        lines.append(f"{field:12}{rate.share:8.1%}   {low:6.1%} to {high:6.1%}  {blank:8d} of {rate.total}")
-    if "motion" not in answers[0].right:
+        fields = told if name == "all" else [name] if name in told else []
+        blank = sum(any(getattr(answer.found, field) is None for field in fields) for answer in answers)
+        cannot_tell = f"{blank:8d} of {rate.total}" if fields else ""
+        lines.append(f"{name:12}{rate.share:8.1%}   {low:6.1%} to {high:6.1%}  {cannot_tell}".rstrip())
+    lines += [f"median {name}: {median(answers, name):.4g}" for name in answers[0].measured]
+    if "motion" not in answers[0].right and not answers[0].measured:
         frames = answers[0].question.scene.num_frames
         lines.append(f"motion is not scored: it takes clips of {MIN_MOVING_FRAMES} frames or more, not {frames}")
     return "\n".join(lines)
@@ -210,6 +222,7 @@ def report(answers: Sequence[Answer]) -> dict[str, Any]:
             for field in ("shape", "colour", "motion")
             if field in answers[0].right
         },
+        "medians": {name: median(answers, name) for name in answers[0].measured},
         "clips": [
             {
                 "prompt": a.question.prompt,
@@ -217,6 +230,7 @@ def report(answers: Sequence[Answer]) -> dict[str, Any]:
                 "wanted": _wanted(a.question.scene),
                 "found": asdict(a.found),
                 "right": a.right,
+                "measured": a.measured,
             }
             for a in answers
         ],

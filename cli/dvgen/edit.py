@@ -14,8 +14,6 @@ from dvgen.sampling import Sampling, Text, video_option, what_it_takes, with_sam
 if TYPE_CHECKING:
     from dit_video.generate import Result
 
-STRENGTH = 0.8
-
 
 @with_sampling()
 def edit(
@@ -23,7 +21,7 @@ def edit(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help='What to show; "-" reads standard input.')],
     *,
     strength: Annotated[
-        Text, video_option("--strength", "0..1", f"How much may change: 0 little, 1 all; {STRENGTH:g} without.")
+        Text, video_option("--strength", "0..1", f"How much may change: 0 little, 1 all; {options.STRENGTH:g} without.")
     ] = None,
     sampling: Sampling,
 ) -> None:
@@ -31,7 +29,7 @@ def edit(
 
     The clip is covered by as much noise as the strength says, and the noise removed with the prompt in view.
     """
-    amount = STRENGTH if strength is None else options.number("--strength", strength, 0.0, 1.0)
+    amount = options.STRENGTH if strength is None else options.strength(strength)
     clips.check_there(clip, "CLIP")
     prompt = options.prompt(prompt)
     sampling.check_model()

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from dit_video.models.wan.defaults import Defaults
 
 MAX_PROMPTS = 100_000
+MIN_FRAMES = 12  # that show a motion before a seam and behind it
 SPLITS = ("held-out", "training")
+FRAMES = {"text": 24, "image": 24, "extend": 48, "connect": 36, "edit": 24}  # by mode, where nothing is said
 Text = str | None
 _option = options.option
 
@@ -32,6 +34,7 @@ class Request:
     model: str
     count: int
     split: str
+    mode: str
     shape: VideoShape
     first_seed: int
     overrides: dict[str, Any]
@@ -46,8 +49,12 @@ def evaluate(
     split: Annotated[
         str, _option("--split", "NAME", "held-out: combinations and wordings new to the model; or training.")
     ] = "held-out",
+    mode: Annotated[str, _option("--mode", "NAME", f"What is asked for: {', '.join(FRAMES)}.")] = "text",
     size: Annotated[str, _option("--size", "WxH", "Size of every clip.")] = "256x144",
-    frames: Annotated[str, _option("--frames", "N", "Length of every clip.")] = "24",
+    frames: Annotated[
+        Text, _option("--frames", "N", "Length of every clip; 24, of extend 48, half of it given, of connect 36.")
+    ] = None,
+    strength: Annotated[Text, _option("--strength", "0..1", "How much an edit may change.")] = None,
     seed: Annotated[str, _option("--seed", "N", "Of the first clip; the others count up.")] = "0",
     steps: Annotated[Text, _option("--steps", "N", "This and the next three: the checkpoint's own without.")] = None,
     solver: Annotated[Text, _option("--solver", "NAME", f"{', '.join(options.SOLVERS)}.")] = None,
@@ -69,6 +76,7 @@ def evaluate(
         "solver": options.given(solver, options.solver),
         "shift": options.given(shift, options.shift),
         "guidance": options.given(guidance, options.guidance),
+        "strength": options.given(strength, options.strength),
     }
     from dit_video.scenes.world import MAX_SIDE, MIN_SIDE
 
@@ -77,11 +85,13 @@ def evaluate(
     if near != [width, height]:
         rule = f"the world has sides of {MIN_SIDE} to {MAX_SIDE}"
         raise UsageError(f"--size {width}x{height}: {rule}; the nearest is {near[0]}x{near[1]}.")
+    length = FRAMES.get(mode, 24) if frames is None else options.frames(frames)
     request = Request(
         model=model,
         count=options.whole("--prompts", prompts, 1, MAX_PROMPTS),
         split=options.choice("--split", split, SPLITS),
-        shape=VideoShape(num_frames=options.frames(frames), height=height, width=width),
+        mode=options.choice("--mode", mode, tuple(FRAMES)),
+        shape=VideoShape(num_frames=length, height=height, width=width),
         first_seed=options.whole("--seed", seed, 0, options.MAX_SEED - MAX_PROMPTS),
         overrides={name: value for name, value in wanted.items() if value is not None},
         reconstruct=reconstruct,
@@ -114,6 +124,13 @@ def _check(request: Request) -> None:
     if request.reconstruct and request.overrides:
         unused = next(iter(request.overrides))
         raise UsageError(f"--reconstruct and --{unused}: only one of the two can be given; nothing is denoised.")
+    if request.reconstruct and request.mode != "text":
+        raise UsageError(f"--reconstruct and --mode {request.mode}: only one of the two can be given.")
+    if "strength" in request.overrides and request.mode != "edit":
+        raise UsageError(f"--strength and --mode {request.mode}: only an edit has a strength; add --mode edit.")
+    if request.mode != "text" and request.shape.num_frames < MIN_FRAMES:
+        rule = f"--mode {request.mode} takes clips of {MIN_FRAMES} frames or more"
+        raise UsageError(f"--frames {request.shape.num_frames}: {rule}; the nearest is {MIN_FRAMES}.")
     find_checkpoint(request.model)
 
 
@@ -134,15 +151,24 @@ def _answer(request: Request, speaker: console.Speaker) -> "tuple[list[Answer], 
         questions = evaluation.fixed_questions(request.count, shape, split=request.split, first_seed=request.first_seed)
         if request.reconstruct:
             return evaluation.reconstruct(stages, questions, shape, tile=tile, progress=speaker.progress)
-        settings = _settings(checkpoint.defaults, request.overrides)
+        settings = _settings(checkpoint.defaults, request.overrides, request.mode)
         negative = checkpoint.defaults.negative
+        if request.mode != "text":
+            from dit_video.evaluate_modes import Bench, answer_modes
+
+            window = checkpoint.defaults.window or checkpoint.defaults.frames
+            bench = Bench(stages, settings, shape, negative, window, tile)
+            return answer_modes(request.mode, bench, questions, speaker.progress)
         return evaluation.evaluate(
             stages, questions, shape, settings, negative=negative, tile=tile, progress=speaker.progress
         )
 
 
-def _settings(defaults: "Defaults", overrides: dict[str, Any]) -> "Settings":
+def _settings(defaults: "Defaults", overrides: dict[str, Any], mode: str) -> "Settings":
     from dit_video.generate import Settings
+
+    if mode == "edit":
+        overrides = {"strength": options.STRENGTH} | overrides
 
     values = {name: getattr(defaults, name) for name in ("steps", "solver", "sigmas", "shift", "guidance")}
     return Settings(**values | overrides)

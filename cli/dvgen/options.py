@@ -32,6 +32,7 @@ GUIDANCE = (1.0, 100.0)
 MAX_SEED = 2**63 - 1
 MAX_FRAMES = 100_000
 NAME_LENGTH = 60
+STRENGTH = 0.6  # of an edit: the new colour comes, and the object stays where it was
 
 
 def option(names: str, metavar: str | None, text: str, *, panel: str | None = None, show_default: bool = True) -> Any:
@@ -140,6 +141,11 @@ def steps(text: str) -> int:
 def shift(text: str) -> float:
     """A shift of the noise levels. Raises UsageError."""
     return number("--shift", text, *SHIFT)
+
+
+def strength(text: str) -> float:
+    """How much an edit may change. Raises UsageError."""
+    return number("--strength", text, 0.0, 1.0)
 
 
 def solver(text: str) -> str:

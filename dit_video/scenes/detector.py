@@ -108,6 +108,21 @@ def detect(frames: np.ndarray) -> Detection:
     return Detection(shape=shape, colour=colour, background=background, motion=motion)
 
 
+def centres(frames: np.ndarray) -> np.ndarray | None:
+    """The object's centre (T, 2), x and y in pixels, in each of at most MAX_FRAMES frames (T, H, W, 3) uint8.
+
+    None where a frame does not show it.
+    """
+    height = frames.shape[1]
+    frames = _reduced(frames)
+    backdrop, _ = _background(frames)
+    colour, label = _object_colour(frames, backdrop)
+    if colour is None:
+        return None
+    track = _track(frames, label == BACKGROUNDS.index(colour), backdrop)
+    return track.place * (height / frames.shape[1]) if len(track.u) == len(frames) else None
+
+
 def score(detection: Detection, scene: Scene) -> dict[str, bool]:
     """Whether each field is that of the scene's first object, and "all" of them together."""
     thing = scene.objects[0]
