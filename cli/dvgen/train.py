@@ -28,7 +28,7 @@ def autoencoder(config: Config, resume: Resume = False, quiet: Quiet = False) ->
     wanted = load_config(config, AutoencoderConfig)  # a mistake in it is said before torch loads
     from dit_video.train import autoencoder as training
 
-    _say(training.train(wanted, resume=resume, report=_reporter(quiet)))
+    _say(training.train(wanted, resume=resume, report=_reporter(console.Speaker(quiet=quiet))))
 
 
 @app.command()
@@ -39,17 +39,21 @@ def dit(config: Config, resume: Resume = False, quiet: Quiet = False) -> None:
     wanted = load_config(config, DiTTrainConfig)
     from dit_video.train import dit as training
 
-    _say(training.train(wanted, resume=resume, report=_reporter(quiet)))
+    speaker = console.Speaker(quiet=quiet)
+    note = speaker.warn if _first_process() else lambda _: None
+    _say(training.train(wanted, resume=resume, report=_reporter(speaker), note=note))
 
 
 def _say(folder: Path) -> None:
-    if os.environ.get("RANK", "0") == "0":  # torchrun's; every process has the same result
+    if _first_process():  # every process has the same result
         console.result(str(folder))
 
 
-def _reporter(quiet: bool) -> Any:
-    speaker = console.Speaker(quiet=quiet)
+def _first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"  # torchrun's
 
+
+def _reporter(speaker: console.Speaker) -> Any:
     def report(line: "Progress") -> None:
         speaker.note(
             f"step {line.step}/{line.steps}  loss {line.loss:.4f}  rate {line.learning_rate:.2e}  "

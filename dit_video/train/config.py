@@ -35,8 +35,8 @@ class LoopConfig:
     """How long and how fast to train; every length is in optimiser steps unless it says minutes.
 
     The learning rate warms up, stays, and falls linearly to zero over the last `decay` steps. A run stops early after
-    `minutes` and can be resumed; it saves its state every `save_minutes` and writes a sample sheet every
-    `sheet_minutes`.
+    `minutes` and can be resumed; it saves its state every `save_minutes`, writes a sample sheet every `sheet_minutes`,
+    and measures its loss on clips that are kept from training, if there are any, every `validate_minutes`.
     """
 
     steps: int
@@ -45,6 +45,7 @@ class LoopConfig:
     minutes: float = float("inf")
     save_minutes: float = 5.0
     sheet_minutes: float = 10.0
+    validate_minutes: float = 10.0
     log_every: int = 20
     clip_grad: float = 1.0
     ema: float = 0.999
@@ -60,7 +61,16 @@ class LoopConfig:
     def __post_init__(self) -> None:
         _at_least("steps", self.steps, 1)
         _at_least("log_every", self.log_every, 1)
-        for name in ("warmup", "decay", "seed", "threads", "minutes", "save_minutes", "sheet_minutes"):
+        for name in (
+            "warmup",
+            "decay",
+            "seed",
+            "threads",
+            "minutes",
+            "save_minutes",
+            "sheet_minutes",
+            "validate_minutes",
+        ):
             _at_least(name, getattr(self, name), 0)
         _within("ema", self.ema, 0, 1)
         if self.device.partition(":")[0] not in ("cpu", "cuda"):
@@ -213,6 +223,37 @@ class DiTArch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FilesConfig:
+    """Folders of videos and pictures with captions to train on, instead of the procedural world: see `train.files`."""
+
+    folders: tuple[str, ...]
+    fps: float = 0.0
+    """Frames per second that all videos are read at; 0 leaves each its own."""
+    min_frames: int = 5
+    """Shorter rests of long videos are left out."""
+    max_frames: int = 97
+    """Longer videos become several clips."""
+    max_pixels: int = 2_000_000
+    """Pixels times frames of a clip; larger ones are scaled down."""
+    short_side: tuple[int, int] | None = None
+    """Range of the shorter side that each clip is scaled down to, drawn anew each time it is used; its own without."""
+    validation: float = 0.0
+    """Share of the files that are kept from training, for the validation loss."""
+
+    def __post_init__(self) -> None:
+        if not self.folders:
+            raise UsageError("folders is empty: name at least one folder of videos or pictures.")
+        _at_least("fps", self.fps, 0)
+        _at_least("min_frames", self.min_frames, 1)
+        _at_least("max_frames", self.max_frames, self.min_frames)
+        _at_least("max_pixels", self.max_pixels, MIN_SIDE * MIN_SIDE)
+        _within("validation", self.validation, 0, 0.9)
+        if self.short_side is not None:
+            _at_least("short_side begins with", self.short_side[0], MIN_SIDE)
+            _at_least("short_side ends with", self.short_side[1], self.short_side[0])
+
+
+@dataclass(frozen=True, kw_only=True)
 class DiTTrainConfig:
     """Everything `dvgen train dit` reads."""
 
@@ -223,6 +264,8 @@ class DiTTrainConfig:
     loop: LoopConfig
     optim: OptimConfig = field(default_factory=OptimConfig)
     phase: tuple[PhaseConfig, ...] = (PhaseConfig(),)
+    files: FilesConfig | None = None
+    """Folders to train on; without them the procedural world is trained on, as `phase` says."""
     shard_clips: int = 2048
     window: int = 8
     """Shards that are in use at a time: each clip is seen this often, with new noise and another wording each time."""
@@ -333,8 +376,10 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         if len(kinds) != len(value):
             raise UsageError(f"{where}: must have {len(kinds)} values, not {len(value)}.")
         return tuple(_build(each, item, where) for each, item in zip(kinds, value, strict=True))
+    if isinstance(kind, types.UnionType):  # X | None: absent, or an X; TOML has no null
+        return _build(next(each for each in typing.get_args(kind) if each is not type(None)), value, where)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(kind, types.UnionType) or not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise UsageError(f"{where}: must be of type {getattr(kind, '__name__', kind)}, not {value!r}.")
     return value

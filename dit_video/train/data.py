@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -75,6 +75,16 @@ def scene_batch(
     return [
         sample_scene(rng, num_frames=shape.num_frames, size=size, second_object=second_object) for _ in range(count)
     ]
+
+
+class Shards(Protocol):
+    """Where a stream's clips come from; `grid` is the model's."""
+
+    grid: Grid
+
+    def load(self, index: int) -> list[Example]: ...
+
+    def forget(self, index: int) -> None: ...
 
 
 class SceneShards:
@@ -147,7 +157,7 @@ class PackStream:
     all that resuming needs.
     """
 
-    def __init__(self, shards: SceneShards, *, window: int, pack_tokens: int, seed: tuple[int, ...]):
+    def __init__(self, shards: Shards, *, window: int, pack_tokens: int, seed: tuple[int, ...]):
         self.shards, self.window, self.pack_tokens, self.seed = shards, window, pack_tokens, seed
         self.round, self.place = 0, 0
         self.live: dict[int, list[Example]] = {}

@@ -1,8 +1,10 @@
 """Training of the diffusion transformer and its text encoder: flow matching on packed clips of native shapes."""
 
+import dataclasses
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,14 @@ from dit_video.models.wan.vae import WanVAE
 from dit_video.nn import fusion
 from dit_video.scenes.captions import words
 from dit_video.shapes import Grid, VideoShape
+from dit_video.text.encoders import load_tokenizer
 from dit_video.text.vocabulary import build_umt5, build_word_tokenizer, embed_batch
 from dit_video.train import distributed
 from dit_video.train.autoencoder import load_autoencoder
 from dit_video.train.config import DiTArch, DiTTrainConfig
-from dit_video.train.data import Example, PackStream, SceneShards
-from dit_video.train.export import export
+from dit_video.train.data import Example, PackStream, SceneShards, Shards
+from dit_video.train.export import DEFAULTS, export
+from dit_video.train.files import FileShards, Found, Note, scan
 from dit_video.train.linear_code import LinearCode, load_linear_code
 from dit_video.train.loop import Reporter, Run, StepResult, begin, check_device, fit
 from dit_video.train.optim import EMA, build_optimizers
@@ -43,6 +47,10 @@ SHEET_PROMPTS = (
 )
 
 
+INDEX = "files.json"
+VALIDATION_CLIPS = 64
+
+
 @dataclass
 class Models:
     """What a DiT run trains, and what it needs beside it."""
@@ -54,6 +62,10 @@ class Models:
     grid: Grid
     code: LinearCode | None = None
     """What the encoder was trained to compute, where it was: exact, and quicker."""
+    defaults: Mapping[str, Any] = field(default_factory=lambda: DEFAULTS)
+    """What dvgen.json will say."""
+    prompts: Sequence[str] = SHEET_PROMPTS
+    """Of the sample sheets."""
 
 
 def dit_config(arch: DiTArch, z_dim: int) -> DiTConfig:
@@ -69,14 +81,19 @@ def dit_config(arch: DiTArch, z_dim: int) -> DiTConfig:
     )
 
 
-def build(config: DiTTrainConfig) -> Models:
-    """Fresh models (seeded), or those of `init_from`, a diffusers folder of the same architecture; on the CPU."""
+def build(config: DiTTrainConfig, found: Found | None = None) -> Models:
+    """Fresh models (seeded), or those of `init_from`, a diffusers folder of the same architecture; on the CPU.
+
+    found: the files that are trained on, where it is files: fresh models know the words of their captions.
+    """
     vae = load_autoencoder(Path(config.autoencoder)).requires_grad_(False)
     torch.manual_seed(config.loop.seed)
     arch = config.arch
     dit = WanDiT(dit_config(arch, vae.config.z_dim))
     dit.init_weights()
-    tokenizer = build_word_tokenizer(words())
+    tokenizer = build_word_tokenizer(words() if found is None else found.captions)
+    if config.init_from:
+        tokenizer = load_tokenizer(Path(config.init_from) / "tokenizer")
     text: Any = build_umt5(
         vocab_size=tokenizer.get_vocab_size(),
         d_model=arch.text_dim,
@@ -99,10 +116,13 @@ def build(config: DiTTrainConfig) -> Models:
             raise CheckpointError(f"{config.init_from}: its text encoder is of another size ({reason}).") from None
     dit.hold_padding_out()
     grid = Grid(stride=vae.config.stride, patch=dit.config.patch)
-    return Models(dit, text, tokenizer, vae, grid, load_linear_code(Path(config.autoencoder)))
+    models = Models(dit, text, tokenizer, vae, grid, load_linear_code(Path(config.autoencoder)))
+    if found is not None:
+        models.defaults, models.prompts = defaults_of_files(found), found.captions[: len(SHEET_PROMPTS)]
+    return models
 
 
-def train(config: DiTTrainConfig, *, resume: bool, report: Reporter) -> Path:
+def train(config: DiTTrainConfig, *, resume: bool, report: Reporter, note: Note = lambda _: None) -> Path:
     """Train or resume a run in `config.out`: checkpoint.pt holds everything, `model/` the averaged weights as a
     diffusers folder.
 
@@ -112,13 +132,14 @@ def train(config: DiTTrainConfig, *, resume: bool, report: Reporter) -> Path:
     """
     folder = Path(config.out)
     check_device(config.loop)
-    models = build(config)  # what it refuses is refused before there is a folder
+    found = scan(config.files, folder / INDEX, note) if config.files else None
+    models = build(config, found)  # what it refuses is refused before there is a folder
     begin(folder, resume=resume)
     rank, world = distributed.start(config.loop.device)
     if config.loop.threads:
         torch.set_num_threads(config.loop.threads)
     fusion.enable(config.loop.fuse)
-    run, stream = prepare(config, models, rank, world)
+    run, stream = prepare(config, models, rank, world, found=found, note=note)
     if resume:
         run.resume()
 
@@ -132,14 +153,45 @@ def train(config: DiTTrainConfig, *, resume: bool, report: Reporter) -> Path:
     def snapshot(path: Path) -> None:
         export(models, folder / "model")
         dtype = torch.bfloat16 if config.loop.bf16 else torch.float32
-        sample_sheet(folder / "model", path, device=torch.device(config.loop.device), dtype=dtype)
+        device = torch.device(config.loop.device)
+        sample_sheet(folder / "model", path, prompts=models.prompts, device=device, dtype=dtype)
 
-    fit(run, step, snapshot, report)
+    fit(run, step, snapshot, report, _validation(config, models, stream.shards, found))
     distributed.stop()
     return folder
 
 
-def prepare(config: DiTTrainConfig, models: Models, rank: int = 0, world: int = 1) -> tuple[Run, PackStream]:
+def _validation(
+    config: DiTTrainConfig, models: Models, shards: Shards, found: Found | None
+) -> Callable[[], float] | None:
+    """The mean loss on the clips that are kept from training, VALIDATION_CLIPS at most, always with the same noise."""
+    if found is None or not found.validation or not isinstance(shards, FileShards):
+        return None
+    drawn = (shards.example(piece, np.random.default_rng(n)) for n, piece in enumerate(found.validation))
+    examples = list(islice((example for example in drawn if example is not None), VALIDATION_CLIPS))
+    plain = dataclasses.replace(config, caption_dropout=0.0, known_share=0.0, drop_share=0.0, noise_share=0.0)
+
+    @torch.no_grad()
+    def loss() -> float:
+        losses = [
+            pack_loss(models, [example], plain, numpy_generator(0, 0, n), torch_generator(0, 0, 4 * n + turn))
+            for n, example in enumerate(examples)
+            for turn in range(4)
+        ]
+        return float(torch.stack(losses).mean())
+
+    return loss if examples else None
+
+
+def prepare(
+    config: DiTTrainConfig,
+    models: Models,
+    rank: int = 0,
+    world: int = 1,
+    *,
+    found: Found | None = None,
+    note: Note = lambda _: None,
+) -> tuple[Run, PackStream]:
     """The state and the data of a run of `models`, which go to its device, before its first step."""
     device = config.loop.device
     for module in (models.dit, models.text, models.vae, models.code):
@@ -153,15 +205,18 @@ def prepare(config: DiTTrainConfig, models: Models, rank: int = 0, world: int = 
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.loop.bf16):
             return models.vae.encode(video.to(device)).float()
 
-    shards = SceneShards(
-        Path(config.out) / f"cache-{rank}",
-        config.phase,
-        models.grid,
-        encode,
-        clips=config.shard_clips,
-        seed=(config.loop.seed, rank),
-        fingerprint=fingerprint(models.vae, models.code),
-    )
+    made_by, seed = fingerprint(models.vae, models.code), (config.loop.seed, rank)
+    clips, out = config.shard_clips, Path(config.out)
+    shards: Shards
+    if config.files is not None and found is not None:
+        shards = FileShards(
+            out / "latents", found.training, config.files, models.grid, encode,
+            clips=clips, seed=seed, fingerprint=made_by, note=note,
+        )  # fmt: skip
+    else:
+        shards = SceneShards(
+            out / f"cache-{rank}", config.phase, models.grid, encode, clips=clips, seed=seed, fingerprint=made_by
+        )
     stream = PackStream(shards, window=config.window, pack_tokens=config.pack_tokens, seed=(config.loop.seed, rank, 7))
     trained = [models.dit, models.text]
     optim = config.optim
@@ -239,10 +294,27 @@ def pack_loss(
     return flow_loss([v.float() for v in velocity], clean, noise, sigmas, weights)
 
 
-def sample_sheet(model: Path, path: Path, *, device: torch.device, dtype: torch.dtype) -> None:
+def defaults_of_files(found: Found) -> dict[str, Any]:
+    """dvgen.json of a model of files: the middle one of their clips says what is made where nothing is asked for."""
+    pieces = sorted(found.training, key=lambda piece: piece.shape.width * piece.shape.height * piece.shape.num_frames)
+    piece = pieces[len(pieces) // 2]
+    longest = max(each.shape.num_frames for each in pieces)
+    shape = {"size": f"{piece.shape.width}x{piece.shape.height}", "frames": piece.shape.num_frames, "window": longest}
+    rest = {name: value for name, value in DEFAULTS.items() if name != "knows"}
+    return {**rest, **shape, "fps": piece.fps or DEFAULTS["fps"]}
+
+
+def sample_sheet(
+    model: Path,
+    path: Path,
+    *,
+    prompts: Sequence[str] = SHEET_PROMPTS,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
     """A picture of a few prompts at 192x128, 17 frames, by the checkpoint in the folder `model`, each clip a row."""
     stages = Stages(WanCheckpoint.open(model), dtype=dtype, device=device)
     shape = VideoShape(num_frames=17, height=128, width=192)
-    clips = [Clip(prompt=prompt, shape=shape, seed=seed) for seed, prompt in enumerate(SHEET_PROMPTS)]
+    clips = [Clip(prompt=prompt, shape=shape, seed=seed) for seed, prompt in enumerate(prompts)]
     latents = sample_latents(stages, clips, Settings(steps=16, shift=3.0, guidance=(4.0,)))
     save_sheet(path, [np.stack(list(decode_frames(stages.vae, each, shape)))[::4] for each in latents])

@@ -47,7 +47,7 @@ def export(models: "Models", out: Path) -> None:
         vae=models.vae,
         text=models.text,
         tokenizer=models.tokenizer,
-        defaults=DEFAULTS,
+        defaults=models.defaults,
         shift=3.0,
         dit_dtype=torch.float16,
         vae_dtype=torch.float16,

@@ -173,7 +173,13 @@ def learning_rate_factor(step: int, config: LoopConfig) -> float:
     return rise * fall
 
 
-def fit(run: Run, step: Callable[[int], StepResult], sheet: Callable[[Path], None], report: Reporter) -> None:
+def fit(
+    run: Run,
+    step: Callable[[int], StepResult],
+    sheet: Callable[[Path], None],
+    report: Reporter,
+    validate: Callable[[], float] | None = None,
+) -> None:
     """Train `run` to its last step or its time limit; state, log and sample sheets go to its folder.
 
     Args:
@@ -181,13 +187,14 @@ def fit(run: Run, step: Callable[[int], StepResult], sheet: Callable[[Path], Non
         resumed run is identical.
         sheet: writes a picture of samples made with the averaged weights.
         report: called every `log_every` steps, and each such line is appended to `log.jsonl`.
+        validate: the loss of the averaged weights on clips that are not trained on; appended to `log.jsonl` too.
 
     Raises:
         DvgenError: a gradient is not finite.
     """
     config = run.config
     meter = _Meter(run)
-    started = last_save = last_sheet = time.monotonic()
+    started = last_save = last_sheet = last_validation = time.monotonic()
     expired = False
     while run.step < config.steps and not expired:
         result = step(run.step)
@@ -197,9 +204,10 @@ def fit(run: Run, step: Callable[[int], StepResult], sheet: Callable[[Path], Non
         if run.step % AGREE_EVERY:
             continue
         now = time.monotonic()
-        expired, save_due, sheet_due = distributed.any_process(
+        expired, save_due, sheet_due, validation_due = distributed.any_process(
             [now - started > config.minutes * 60, now - last_save > config.save_minutes * 60,
-             now - last_sheet > config.sheet_minutes * 60], run.world,
+             now - last_sheet > config.sheet_minutes * 60, now - last_validation > config.validate_minutes * 60],
+            run.world,
         )  # fmt: skip
         if save_due and not expired:
             run.save()
@@ -207,7 +215,11 @@ def fit(run: Run, step: Callable[[int], StepResult], sheet: Callable[[Path], Non
         if sheet_due and not expired:
             _sheet(run, sheet)
             last_sheet = time.monotonic()
+        if validation_due and not expired:
+            _validate(run, validate)
+            last_validation = time.monotonic()
     run.save()
+    _validate(run, validate)
     _sheet(run, sheet)
 
 
@@ -270,6 +282,17 @@ def _log(run: Run, line: Progress, report: Reporter) -> None:
         with (run.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(asdict(line)) + "\n")
         report(line)
+
+
+def _validate(run: Run, validate: Callable[[], float] | None) -> None:
+    if run.rank == 0 and validate is not None:
+        run.ema.swap()
+        try:
+            loss = validate()
+        finally:
+            run.ema.swap()
+        with (run.folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps({"step": run.step, "validation_loss": loss}) + "\n")
 
 
 def _sheet(run: Run, sheet: Callable[[Path], None]) -> None:
