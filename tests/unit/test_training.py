@@ -214,11 +214,12 @@ def test_two_processes_resume_bit_for_bit(trained, tmp_path, monkeypatch):
         dit.train(parts, resume=True, report=silent)
 
 
-def test_the_exported_model_draws_the_sheet(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(dit, "SHEET_PROMPTS", ("a red ball moving right", "a blue square"))
+def test_the_exported_model_draws_the_sheet(trained, tmp_path):
     dit.train(dit_config(trained[0], tmp_path / "run", steps=1), resume=False, report=silent)
     sheet = tmp_path / "sheet.png"
-    REAL_SHEET(tmp_path / "run" / "model", sheet, device=torch.device("cpu"), dtype=torch.float32)
+    prompts = ("a red ball moving right", "a blue square")
+    where = {"device": torch.device("cpu"), "dtype": torch.float32}
+    REAL_SHEET(tmp_path / "run" / "model", sheet, prompts=prompts, **where)
     found = probe(sheet)
     assert (found.width, found.height) == (5 * (192 + 4), 2 * (128 + 4))
 
