@@ -9,6 +9,7 @@ import typer
 from dvgen import console
 
 if TYPE_CHECKING:
+    from dit_video.train.dry_run import DryRun
     from dit_video.train.loop import Progress
 
 app = typer.Typer(help="Train an autoencoder or a transformer from a TOML config.", no_args_is_help=True)
@@ -32,16 +33,45 @@ def autoencoder(config: Config, resume: Resume = False, quiet: Quiet = False) ->
 
 
 @app.command()
-def dit(config: Config, resume: Resume = False, quiet: Quiet = False) -> None:
+def dit(
+    config: Config,
+    resume: Resume = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what it would take: clips, tokens, memory, time.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
     """Train the diffusion transformer and its text encoder on the latents of an autoencoder."""
     from dit_video.train.config import DiTTrainConfig, load_config
 
     wanted = load_config(config, DiTTrainConfig)
+    speaker = console.Speaker(quiet=quiet)
+    if dry_run:
+        from dit_video.train.dry_run import dry_run as measure
+
+        console.result(_dry_run_table(measure(wanted, note=speaker.warn)))
+        return
     from dit_video.train import dit as training
 
-    speaker = console.Speaker(quiet=quiet)
     note = speaker.warn if _first_process() else lambda _: None
     _say(training.train(wanted, resume=resume, report=_reporter(speaker), note=note))
+
+
+def _dry_run_table(found: "DryRun") -> str:
+    world = "the procedural world, without end"
+    data = world if found.clips is None else f"{found.clips:,}, {found.validation_clips:,} more to validate with"
+    passes = "" if found.passes is None else f", {found.passes:.1f} passes"
+    rows = {
+        "clips": data + (f"; {found.skipped:,} files left out" if found.skipped else ""),
+        "tokens": f"{found.tokens_per_clip:,.0f} a clip",
+        "packs": f"{found.clips_per_pack:.1f} clips each, {found.padding:.1%} of their room empty",
+        "parameters": f"{found.parameters / 1e6:,.1f} million",
+        "steps": f"{found.steps:,}: {found.clips_seen:,} clips{passes}",
+        "memory": f"{found.memory / 1e9:,.1f} GB, measured",
+        "encoding": f"{console.duration(found.encode_seconds)} a clip, measured",
+        "time": f"{console.duration(found.seconds)}, of steps measured at {console.duration(found.step_seconds)}",
+    }
+    return "\n".join(f"{name:12} {text}" for name, text in rows.items())
 
 
 def _say(folder: Path) -> None:

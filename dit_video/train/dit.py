@@ -193,20 +193,8 @@ def prepare(
     note: Note = lambda _: None,
 ) -> tuple[Run, PackStream]:
     """The state and the data of a run of `models`, which go to its device, before its first step."""
-    device = config.loop.device
-    for module in (models.dit, models.text, models.vae, models.code):
-        if module is not None:
-            module.to(device)
-
-    @torch.no_grad()
-    def encode(video: Tensor) -> Tensor:
-        if models.code is not None:
-            return models.code(video.to(device))
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.loop.bf16):
-            return models.vae.encode(video.to(device)).float()
-
     made_by, seed = fingerprint(models.vae, models.code), (config.loop.seed, rank)
-    clips, out = config.shard_clips, Path(config.out)
+    encode, clips, out = make_encode(config, models), config.shard_clips, Path(config.out)
     shards: Shards
     if config.files is not None and found is not None:
         shards = FileShards(
@@ -217,8 +205,31 @@ def prepare(
         shards = SceneShards(
             out / f"cache-{rank}", config.phase, models.grid, encode, clips=clips, seed=seed, fingerprint=made_by
         )
+    return make_run(config, models, shards, rank, world)
+
+
+def make_encode(config: DiTTrainConfig, models: Models) -> Callable[[Tensor], Tensor]:
+    """From videos (B, 3, T, H, W) in [-1, 1] to the latents that are trained on; the encoder goes to the device."""
+    device = config.loop.device
+    encoder = models.vae if models.code is None else models.code
+    encoder.to(device)
+
+    @torch.no_grad()
+    def encode(video: Tensor) -> Tensor:
+        if models.code is not None:
+            return models.code(video.to(device))
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.loop.bf16):
+            return models.vae.encode(video.to(device)).float()
+
+    return encode
+
+
+def make_run(
+    config: DiTTrainConfig, models: Models, shards: Shards, rank: int = 0, world: int = 1
+) -> tuple[Run, PackStream]:
+    """The state of a run on `shards`, and its stream of packs; the models go to the device."""
+    trained = [models.dit.to(config.loop.device), models.text.to(config.loop.device)]
     stream = PackStream(shards, window=config.window, pack_tokens=config.pack_tokens, seed=(config.loop.seed, rank, 7))
-    trained = [models.dit, models.text]
     optim = config.optim
     run = Run(
         folder=Path(config.out),

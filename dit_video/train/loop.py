@@ -198,7 +198,7 @@ def fit(
     expired = False
     while run.step < config.steps and not expired:
         result = step(run.step)
-        meter.add(result, _optimise(run, result.loss))
+        meter.add(result, optimise(run, result.loss))
         if run.step % config.log_every == 0 or run.step == config.steps:
             _log(run, meter.line(), report)
         if run.step % AGREE_EVERY:
@@ -223,7 +223,7 @@ def fit(
     _sheet(run, sheet)
 
 
-def _optimise(run: Run, loss: Tensor) -> float:
+def optimise(run: Run, loss: Tensor) -> float:
     """One update of the parameters and their average; the norm of the gradient before it was clipped."""
     factor = learning_rate_factor(run.step, run.config)
     for optimizer in run.optimizers:

@@ -15,6 +15,7 @@ from dit_video.scenes.files import write_scenes
 from dit_video.shapes import Grid, VideoShape
 from dit_video.train import dit
 from dit_video.train.config import DiTArch, DiTTrainConfig, FilesConfig, LoopConfig, OptimConfig, load_config
+from dit_video.train.dry_run import dry_run
 from dit_video.train.files import FileShards, scan
 from dit_video.video.io import write_video
 
@@ -171,6 +172,14 @@ adam_lr = 3e-3
     (tmp_path / "c.toml").write_text(text)
     config = load_config(tmp_path / "c.toml", DiTTrainConfig)
     assert config.files == FilesConfig(folders=(str(scenes),), validation=0.3)
+    told = dry_run(config, note=lambda _: None)
+    assert not out.exists()
+    assert (told.clips + told.validation_clips, told.skipped, told.steps) == (8, 1, 30)
+    # A round holds two shards of six clips, 12 tokens each: five go into a pack of 64.
+    assert (told.tokens_per_clip, told.clips_per_pack, told.clips_seen) == (12, 4, 120)
+    assert told.passes == 120 / told.clips and told.padding == 1 - 12 * 12 / (3 * 64)
+    assert told.step_seconds > 0 and told.encode_seconds > 0 and told.memory > 0
+
     log: list = []
     notes: list[str] = []
     dit.train(config, resume=False, report=log.append, note=notes.append)
