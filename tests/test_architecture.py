@@ -24,8 +24,20 @@ OWNERS = {
     "imageio": "video",
     "imageio_ffmpeg": "video",
     "safetensors": "checkpoints",
+    "tensorboard": "train",
 }
-HEAVY = {"torch", "numpy", "transformers", "tokenizers", "imageio", "imageio_ffmpeg", "safetensors", "PIL", "rich"}
+HEAVY = {
+    "torch",
+    "numpy",
+    "transformers",
+    "tokenizers",
+    "imageio",
+    "imageio_ffmpeg",
+    "safetensors",
+    "tensorboard",
+    "PIL",
+    "rich",
+}
 
 
 def sources() -> list[Path]:
@@ -104,7 +116,7 @@ def test_model_families_do_not_know_each_other():
 def test_heavy_packages_have_one_owner():
     for path in sources():
         for name in imported(path):
-            package = name.split(".")[0]
+            package = name.removeprefix("torch.utils.").split(".")[0]  # torch.utils.tensorboard
             if package in OWNERS:
                 assert room(module_name(path)) == OWNERS[package], f"{path.relative_to(ROOT)} imports {package}"
 

@@ -9,6 +9,7 @@ import tomllib
 import types
 import typing
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,8 +58,15 @@ class LoopConfig:
     """Matrix products in bfloat16 (weights, their average and the optimisers stay float32)."""
     fuse: bool = False
     """Compile the transformer's elementwise functions: a quarter faster, needs a C++ compiler."""
+    tensorboard: bool = False
+    """Also write the log and the sample sheets for TensorBoard; needs the package of that name."""
 
     def __post_init__(self) -> None:
+        if self.tensorboard and find_spec("tensorboard") is None:
+            raise UsageError(
+                "tensorboard is true, but the package tensorboard is not installed: pip install 'dvgen[tensorboard]', "
+                "or leave it out."
+            )
         _at_least("steps", self.steps, 1)
         _at_least("log_every", self.log_every, 1)
         for name in (

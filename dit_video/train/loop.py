@@ -16,11 +16,13 @@ from torch.optim import Optimizer
 from dit_video import atomic, machine
 from dit_video.errors import CheckpointError, DvgenError, UsageError
 from dit_video.train import distributed
+from dit_video.train.board import Board
 from dit_video.train.config import LoopConfig
 from dit_video.train.optim import EMA
 
 CHECKPOINT = "checkpoint.pt"
 OF_CONFIG = ("initial_lr", "weight_decay")  # what a resumed run takes from its config, which may have been changed
+CURVES = ("loss", "learning_rate", "grad_norm", "clips_per_second", "tokens_per_second")  # of TensorBoard
 AGREE_EVERY = 10  # steps from one question to the other processes whether it is time to save or to stop to the next
 
 
@@ -189,10 +191,13 @@ def fit(
         report: called every `log_every` steps, and each such line is appended to `log.jsonl`.
         validate: the loss of the averaged weights on clips that are not trained on; appended to `log.jsonl` too.
 
+    With `tensorboard` lines and sheets also go to event files in the folder.
+
     Raises:
         DvgenError: a gradient is not finite.
     """
     config = run.config
+    board = Board(run.folder, wanted=config.tensorboard and run.rank == 0, step=run.step)
     meter = _Meter(run)
     started = last_save = last_sheet = last_validation = time.monotonic()
     expired = False
@@ -200,7 +205,7 @@ def fit(
         result = step(run.step)
         meter.add(result, optimise(run, result.loss))
         if run.step % config.log_every == 0 or run.step == config.steps:
-            _log(run, meter.line(), report)
+            _log(run, meter.line(), report, board)
         if run.step % AGREE_EVERY:
             continue
         now = time.monotonic()
@@ -213,14 +218,15 @@ def fit(
             run.save()
             last_save = time.monotonic()
         if sheet_due and not expired:
-            _sheet(run, sheet)
+            _sheet(run, sheet, board)
             last_sheet = time.monotonic()
         if validation_due and not expired:
-            _validate(run, validate)
+            _validate(run, validate, board)
             last_validation = time.monotonic()
     run.save()
-    _validate(run, validate)
-    _sheet(run, sheet)
+    _validate(run, validate, board)
+    _sheet(run, sheet, board)
+    board.close()
 
 
 def optimise(run: Run, loss: Tensor) -> float:
@@ -277,14 +283,15 @@ class _Meter:
         return line
 
 
-def _log(run: Run, line: Progress, report: Reporter) -> None:
+def _log(run: Run, line: Progress, report: Reporter, board: Board) -> None:
     if run.rank == 0:
+        board.scalars(line.step, {name: getattr(line, name) for name in CURVES})
         with (run.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(asdict(line)) + "\n")
         report(line)
 
 
-def _validate(run: Run, validate: Callable[[], float] | None) -> None:
+def _validate(run: Run, validate: Callable[[], float] | None, board: Board) -> None:
     if run.rank == 0 and validate is not None:
         run.ema.swap()
         try:
@@ -293,12 +300,15 @@ def _validate(run: Run, validate: Callable[[], float] | None) -> None:
             run.ema.swap()
         with (run.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps({"step": run.step, "validation_loss": loss}) + "\n")
+        board.scalars(run.step, {"validation_loss": loss})
 
 
-def _sheet(run: Run, sheet: Callable[[Path], None]) -> None:
+def _sheet(run: Run, sheet: Callable[[Path], None], board: Board) -> None:
     if run.rank == 0:
+        path = run.folder / f"sheet-{run.step:06d}.png"
         run.ema.swap()
         try:
-            sheet(run.folder / f"sheet-{run.step:06d}.png")
+            sheet(path)
         finally:
             run.ema.swap()
+        board.sheet(run.step, path)
