@@ -4,6 +4,7 @@ A video of any size is padded up to the model's grid, generated, and cropped and
 the width, height and number of frames that were asked for.
 """
 
+import math
 from dataclasses import dataclass
 
 from dit_video.errors import UsageError
@@ -66,6 +67,26 @@ class Grid:
             height=padded.height // self.stride[1],
             width=padded.width // self.stride[2],
         )
+
+    def window(self, video: VideoShape, pixels: int, *, least_frames: int) -> VideoShape:
+        """`video` itself where it has at most `pixels` pixels times frames, else a part of it that has.
+
+        Frames are cut first, to `least_frames` at least, then height and width about alike; what is cut fills whole
+        tokens, one at least.
+        """
+        if video.num_frames * video.height * video.width <= pixels:
+            return video
+        t, h, w = (s * p for s, p in zip(self.stride, self.patch, strict=True))
+        frames = max(least_frames, pixels // (video.height * video.width))
+        frames = video.num_frames if frames >= video.num_frames else 1 + (frames - 1) // t * t
+        room = pixels / frames
+        if room >= video.height * video.width:
+            return VideoShape(num_frames=frames, height=video.height, width=video.width)
+        wanted = round(video.height * math.sqrt(room / (video.height * video.width)) / h) * h
+        height = min(video.height, max(h, wanted))
+        width = min(video.width, max(w, int(room / height) // w * w))
+        height = min(video.height, max(h, int(room / width) // h * h))  # of a clip that is narrower than a token
+        return VideoShape(num_frames=frames, height=height, width=width)
 
     def tokens(self, latent: LatentShape) -> tuple[int, int, int]:
         """The token grid (time, height, width) of a latent shape."""

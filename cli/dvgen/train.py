@@ -10,6 +10,7 @@ from dvgen import console
 
 if TYPE_CHECKING:
     from dit_video.train.dry_run import DryRun
+    from dit_video.train.dry_run_autoencoder import AutoencoderDryRun
     from dit_video.train.loop import Progress
 
 app = typer.Typer(help="Train an autoencoder or a transformer from a TOML config.", no_args_is_help=True)
@@ -19,26 +20,34 @@ Config = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and the result only.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Only say what it would take: clips, tokens, memory, time.")
+]
 
 
 @app.command()
-def autoencoder(config: Config, resume: Resume = False, quiet: Quiet = False) -> None:
-    """Train the causal video autoencoder on the procedural world."""
+def autoencoder(config: Config, resume: Resume = False, dry_run: DryRunOption = False, quiet: Quiet = False) -> None:
+    """Train the causal video autoencoder on the procedural world, or on folders of videos and pictures."""
     from dit_video.train.config import AutoencoderConfig, load_config
 
     wanted = load_config(config, AutoencoderConfig)  # a mistake in it is said before torch loads
+    speaker = console.Speaker(quiet=quiet)
+    if dry_run:
+        from dit_video.train.dry_run_autoencoder import dry_run as measure
+
+        console.result(_autoencoder_table(measure(wanted, note=speaker.warn)))
+        return
     from dit_video.train import autoencoder as training
 
-    _say(training.train(wanted, resume=resume, report=_reporter(console.Speaker(quiet=quiet))))
+    note = speaker.warn if _first_process() else lambda _: None
+    _say(training.train(wanted, resume=resume, report=_reporter(speaker), note=note))
 
 
 @app.command()
 def dit(
     config: Config,
     resume: Resume = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what it would take: clips, tokens, memory, time.")
-    ] = False,
+    dry_run: DryRunOption = False,
     quiet: Quiet = False,
 ) -> None:
     """Train the diffusion transformer and its text encoder on the latents of an autoencoder."""
@@ -58,19 +67,43 @@ def dit(
 
 
 def _dry_run_table(found: "DryRun") -> str:
+    passes = "" if found.passes is None else f", {found.passes:.1f} passes"
+    return _table(
+        {
+            "clips": _clips(found),
+            "tokens": f"{found.tokens_per_clip:,.0f} a clip",
+            "packs": f"{found.clips_per_pack:.1f} clips each, {found.padding:.1%} of their room empty",
+            "parameters": f"{found.parameters / 1e6:,.1f} million",
+            "steps": f"{found.steps:,}: {found.clips_seen:,} clips{passes}",
+            "memory": f"{found.memory / 1e9:,.1f} GB, measured",
+            "encoding": f"{console.duration(found.encode_seconds)} a clip, measured",
+            "time": f"{console.duration(found.seconds)}, of steps measured at {console.duration(found.step_seconds)}",
+        }
+    )
+
+
+def _autoencoder_table(found: "AutoencoderDryRun") -> str:
+    cut = "" if found.clips is None else f"; {found.cut:.0%} of the clips are cut in time or space"
+    measured = f"{console.duration(found.step_seconds)}, {console.duration(found.data_seconds)} of it for their clips"
+    return _table(
+        {
+            "clips": _clips(found),
+            "pixels": f"{found.pixels:,.0f} a step, of {found.clips_per_step:.1f} clips{cut}",
+            "parameters": f"{found.parameters / 1e6:,.1f} million",
+            "steps": f"{found.steps:,}: {found.clips_seen:,} clips",
+            "memory": f"{found.memory / 1e9:,.1f} GB, measured",
+            "time": f"{console.duration(found.seconds)}, of steps measured at {measured}",
+        }
+    )
+
+
+def _clips(found: "DryRun | AutoencoderDryRun") -> str:
     world = "the procedural world, without end"
     data = world if found.clips is None else f"{found.clips:,}, {found.validation_clips:,} more to validate with"
-    passes = "" if found.passes is None else f", {found.passes:.1f} passes"
-    rows = {
-        "clips": data + (f"; {found.skipped:,} files left out" if found.skipped else ""),
-        "tokens": f"{found.tokens_per_clip:,.0f} a clip",
-        "packs": f"{found.clips_per_pack:.1f} clips each, {found.padding:.1%} of their room empty",
-        "parameters": f"{found.parameters / 1e6:,.1f} million",
-        "steps": f"{found.steps:,}: {found.clips_seen:,} clips{passes}",
-        "memory": f"{found.memory / 1e9:,.1f} GB, measured",
-        "encoding": f"{console.duration(found.encode_seconds)} a clip, measured",
-        "time": f"{console.duration(found.seconds)}, of steps measured at {console.duration(found.step_seconds)}",
-    }
+    return data + (f"; {found.skipped:,} files left out" if found.skipped else "")
+
+
+def _table(rows: dict[str, str]) -> str:
     return "\n".join(f"{name:12} {text}" for name, text in rows.items())
 
 

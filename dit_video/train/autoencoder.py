@@ -1,4 +1,4 @@
-"""Training of the causal VAE on the procedural world: reconstruct the pixels from latents that carry noise.
+"""Training of the causal VAE on the procedural world or on files: reconstruct the pixels from latents that carry noise.
 
 With `linear_code` the latents are given: the encoder learns to compute a linear code (train/linear_code.py), the
 decoder to read it, each for itself. Without, encoder and decoder find a code together.
@@ -9,7 +9,7 @@ that a transformer leaves (compare the noise in arXiv 2501.09755 and 2304.09479)
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,13 @@ from dit_video.checkpoints.files import load_tensors, save_tensors
 from dit_video.errors import CheckpointError, DvgenError, UsageError
 from dit_video.models.wan.vae import VAEConfig, WanVAE
 from dit_video.nn.pixels import pad_frames, to_frames, to_video
-from dit_video.scenes.captions import caption
-from dit_video.scenes.render import render
 from dit_video.shapes import Grid, VideoShape, round_up
 from dit_video.train import distributed, linear_code
+from dit_video.train.clips import Batch, Clips, SceneClips
 from dit_video.train.config import AutoencoderArch, AutoencoderConfig
-from dit_video.train.data import object_mask, sample_shape, scene_batch
 from dit_video.train.denoised import Denoiser
+from dit_video.train.file_clips import FileClips
+from dit_video.train.files import INDEX, Note, scan
 from dit_video.train.linear_code import LinearCode, fit_linear_code, load_linear_code
 from dit_video.train.loop import Reporter, Run, StepResult, begin, check_device, fit
 from dit_video.train.optim import EMA, build_optimizers
@@ -38,7 +38,6 @@ from dit_video.train.vae_init import initialise
 
 AUTOENCODER = "autoencoder.safetensors"
 STATISTICS_CLIPS = 256
-CODE_CLIPS = 400
 DENOISED_SHARE = 0.7  # of the batches: the rest keeps clean latents readable
 
 
@@ -58,22 +57,33 @@ class NoData:
         """Nothing."""
 
 
-def train(config: AutoencoderConfig, *, resume: bool, report: Reporter) -> Path:
+@dataclass
+class Models:
+    """What an autoencoder's run trains, and what it needs beside it."""
+
+    vae: WanVAE
+    start: WanVAE | None = None
+    """What it began with."""
+    code: LinearCode | None = None
+    denoiser: Denoiser | None = None
+
+    @property
+    def grid(self) -> Grid:
+        """The arithmetic of sizes."""
+        return Grid(stride=self.vae.config.stride)
+
+
+def train(config: AutoencoderConfig, *, resume: bool, report: Reporter, note: Note = lambda _: None) -> Path:
     """Train, resume, and write the finished autoencoder: averaged weights, measured latent statistics.
 
     Raises:
         CheckpointError: nothing to resume, a run that would be lost, or an `init_from` or a `denoiser` that do not fit.
+        DvgenError: files that cannot be trained on.
         UsageError: this machine lacks the device, or a geometry that does not fit together.
     """
-    folder, device = Path(config.out), config.loop.device
-    check_device(config.loop)
-    try:
-        vae_config(config.arch)
-    except DvgenError as error:
-        raise UsageError(f"arch: {error}") from None
-    start = _start(config)
-    _check_code(config, folder, resume)
-    denoiser = Denoiser(Path(config.denoiser), start) if config.denoiser and start else None
+    folder = Path(config.out)
+    models = check(config, resume=resume)
+    clips, validation = find_clips(config, models, folder / INDEX, note)
     begin(folder, resume=resume)
     if not resume:
         (folder / linear_code.FILE).unlink(missing_ok=True)  # of a run that ended before its first checkpoint
@@ -81,54 +91,126 @@ def train(config: AutoencoderConfig, *, resume: bool, report: Reporter) -> Path:
     if config.loop.threads:
         torch.set_num_threads(config.loop.threads)
     torch.manual_seed(config.loop.seed)
-    vae = WanVAE(vae_config(config.arch))
-    code = _code(config, folder if resume else Path(config.init_from) if config.init_from else None)
-    if start is None:
-        initialise(vae, video := first_look(config), code(video) if code else None)
+    vae = models.vae = WanVAE(vae_config(config.arch))
+    there = folder if resume else Path(config.init_from) if config.init_from else None
+    code = models.code = _code(config, clips, models.grid, there)
+    if models.start is None:
+        initialise(vae, video := clips.first_look(), code(video) if code else None)
     else:
-        vae.load_state_dict(start.state_dict())
-    if code is not None:
-        code.to(device)
-        if rank == 0 and not resume:
-            code.save(folder)
-    if denoiser is not None:
-        denoiser.load(device, torch.bfloat16 if config.loop.bf16 else torch.float32)
+        vae.load_state_dict(models.start.state_dict())
+    if code is not None and rank == 0 and not resume:
+        code.save(folder)
+    run = make_run(config, models, rank, world)
+    if resume:
+        run.resume()
+        start = models.start
+        if start and config.decoder_only and not torch.equal(_encoder_vector(vae), _encoder_vector(start)):
+            raise CheckpointError(f"{config.init_from}: its encoder is not the one that this run began with.")
+    sheet_clips = clips.sheet_clips()
+
+    def step(n: int) -> StepResult:
+        batches = clips.step(numpy_generator(config.loop.seed, rank, n))
+        return step_result(config, models, batches, torch_generator(config.loop.seed, rank, n))
+
+    fit(
+        run,
+        step,
+        lambda path: reconstruction_sheet(vae, path, sheet_clips),
+        report,
+        _validation(config, models, validation),
+    )
+    run.ema.swap()
+    if rank == 0:
+        save_autoencoder(_finished(vae, _final_config(vae, config, clips, models.start)), folder)
+    run.ema.swap()
+    distributed.stop()
+    return folder
+
+
+def check(config: AutoencoderConfig, *, resume: bool) -> Models:
+    """What the config names, loaded, beside an autoencoder that is not drawn yet; nothing is written.
+
+    Raises:
+        CheckpointError, UsageError: as `train`.
+    """
+    check_device(config.loop)
+    try:
+        geometry = vae_config(config.arch)
+    except DvgenError as error:
+        raise UsageError(f"arch: {error}") from None
+    start = _start(config)
+    _check_code(config, Path(config.out), resume)
+    with torch.device("meta"):
+        models = Models(WanVAE(geometry), start)
+    if config.denoiser and start:
+        models.denoiser = Denoiser(Path(config.denoiser), start)
+    return models
+
+
+def find_clips(
+    config: AutoencoderConfig, models: Models, index: Path, note: Note
+) -> tuple[Clips, Sequence[Sequence[Batch]]]:
+    """The clips to train on, and steps to validate with. Raises DvgenError."""
+    if config.files is None:
+        return SceneClips(config, models.grid), ()
+    found = scan(config.files, index, note, captioned=bool(config.denoiser))
+    clips = FileClips(config, models.grid, found, note)
+    return clips, clips.validation()
+
+
+def make_run(config: AutoencoderConfig, models: Models, rank: int = 0, world: int = 1) -> Run:
+    """The state of a run of `models`, which go to its device."""
+    vae, device = models.vae, config.loop.device
+    if models.code is not None:
+        models.code.to(device)
+    if models.denoiser is not None:
+        models.denoiser.load(device, torch.bfloat16 if config.loop.bf16 else torch.float32)
     if config.decoder_only:
         vae.encoder.requires_grad_(False)
         vae.conv1.requires_grad_(False)
     vae.to(device)
-    grid = Grid(stride=vae.config.stride)
-    run = Run(
-        folder=folder,
+    optim = config.optim
+    return Run(
+        folder=Path(config.out),
         config=config.loop,
         modules={"vae": vae},
         optimizers=build_optimizers(
-            [vae], muon_lr=config.optim.muon_lr, adam_lr=config.optim.adam_lr, weight_decay=config.optim.weight_decay
+            [vae], muon_lr=optim.muon_lr, adam_lr=optim.adam_lr, weight_decay=optim.weight_decay
         ),
         ema=EMA([vae], decay=config.loop.ema),
         data=NoData(),
         rank=rank,
         world=world,
     )
-    if resume:
-        run.resume()
-        if start and config.decoder_only and not torch.equal(_encoder_vector(vae), _encoder_vector(start)):
-            raise CheckpointError(f"{config.init_from}: its encoder is not the one that this run began with.")
 
-    def step(n: int) -> StepResult:
-        batch = make_batch(config, grid, numpy_generator(config.loop.seed, rank, n))
-        batch = dataclasses.replace(batch, video=batch.video.to(device), weights=batch.weights.to(device))
-        loss = reconstruction_loss(vae, batch, config, torch_generator(config.loop.seed, rank, n), code, denoiser)
-        latent = grid.latent(batch.shape)
-        return StepResult(loss, len(batch.video), len(batch.video) * latent.frames * latent.height * latent.width // 4)
 
-    fit(run, step, lambda path: reconstruction_sheet(vae, path), report)
-    run.ema.swap()
-    if rank == 0:
-        save_autoencoder(_finished(vae, _final_config(vae, config, start)), folder)
-    run.ema.swap()
-    distributed.stop()
-    return folder
+def step_result(
+    config: AutoencoderConfig, models: Models, batches: Sequence[Batch], generator: torch.Generator
+) -> StepResult:
+    """The loss of a step's batches, its clips and its tokens."""
+    loss = reconstruction_loss(models.vae, batches, config, generator, models.code, models.denoiser)
+    tokens = 0
+    for batch in batches:
+        latent = models.grid.latent(batch.shape)
+        tokens += len(batch.video) * latent.frames * latent.height * latent.width // 4
+    return StepResult(loss, sum(len(batch.video) for batch in batches), tokens)
+
+
+def _validation(
+    config: AutoencoderConfig, models: Models, steps: Sequence[Sequence[Batch]]
+) -> Callable[[], float] | None:
+    """The mean loss on the clips that are kept from training, always with the same noise."""
+
+    @torch.no_grad()
+    def loss() -> float:
+        losses = [
+            reconstruction_loss(models.vae, batches, config, torch_generator(0, 0, n), models.code)
+            for n, batches in enumerate(steps)
+        ]
+        pixels = torch.tensor([float(sum(batch.video.numel() for batch in batches)) for batches in steps])
+        return float((torch.stack(losses).cpu() * pixels).sum() / pixels.sum())
+
+    return loss if steps else None
 
 
 def _start(config: AutoencoderConfig) -> WanVAE | None:
@@ -160,122 +242,107 @@ def _check_code(config: AutoencoderConfig, folder: Path, resume: bool) -> None:
         raise CheckpointError(f"{config.init_from}: has no {linear_code.FILE}, so its encoder computes another code.")
 
 
-def _code(config: AutoencoderConfig, folder: Path | None) -> LinearCode | None:
+def _code(config: AutoencoderConfig, clips: Clips, grid: Grid, folder: Path | None) -> LinearCode | None:
     """The linear code of this run, if its config wants one: the one in `folder`, or one fitted now."""
     if not config.linear_code:
         return None
     if folder is not None and (there := load_linear_code(folder)) is not None:
         return there
-    grid, rng = Grid(stride=vae_config(config.arch).stride), numpy_generator(config.loop.seed, 1 << 20, 1)
-    return fit_linear_code(code_clips(config, grid, rng), config.arch.z_dim, grid.stride)
+    rng = numpy_generator(config.loop.seed, 1 << 20, 1)
+    return fit_linear_code(clips.code_clips(rng), config.arch.z_dim, grid.stride)
 
 
-def code_clips(config: AutoencoderConfig, grid: Grid, rng: np.random.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """Native clips to fit a linear code to: (video (3, T, H, W), cells with an object (t, h, w))."""
-    for _ in range(CODE_CLIPS):
-        shape = sample_shape(rng, config.data)
-        padded = grid.padded(shape)
-        (scene,) = scene_batch(rng, shape, 1, config.data.second_object)
-        yield to_video(pad_frames(render(scene), padded)[None])[0], object_mask(scene, padded, grid.stride)
-
-
-def _final_config(vae: WanVAE, config: AutoencoderConfig, start: WanVAE | None) -> VAEConfig:
+def _final_config(vae: WanVAE, config: AutoencoderConfig, clips: Clips, start: WanVAE | None) -> VAEConfig:
     """The config of the finished autoencoder: a linear code is whitened as it is, an encoder that was kept has its
     statistics, another one's are measured.
     """
     if config.linear_code:
         return vae_config(config.arch)
-    return start.config if start and config.decoder_only else measured_statistics(vae, config)
+    return start.config if start and config.decoder_only else measured_statistics(vae, config, clips)
 
 
 def _encoder_vector(vae: WanVAE) -> Tensor:
     return torch.cat([p.detach().flatten().cpu() for part in (vae.encoder, vae.conv1) for p in part.parameters()])
 
 
-def first_look(config: AutoencoderConfig) -> Tensor:
-    """Clips (B, 3, T, H, W) of one common shape to fit the start to."""
-    shape = VideoShape(num_frames=9, height=96, width=128)
-    rng = numpy_generator(config.loop.seed, 1 << 20, 0)
-    return to_video(np.stack([render(scene) for scene in scene_batch(rng, shape, 48)]))
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Clips of one native shape, padded to whole latents by their own edge: video (B, 3, T, H, W) in [-1, 1], weights
-    (B, 1, T, H, W), and captions.
-    """
-
-    shape: VideoShape
-    video: Tensor
-    weights: Tensor
-    captions: tuple[str, ...]
-
-
-def make_batch(config: AutoencoderConfig, grid: Grid, rng: np.random.Generator) -> Batch:
-    """The batch that `rng` draws."""
-    shape = sample_shape(rng, config.data)
-    padded = grid.padded(shape)
-    count = max(1, round(config.batch_pixels / (padded.num_frames * padded.height * padded.width)))
-    scenes = scene_batch(rng, shape, min(count, 64), config.data.second_object)
-    video = to_video(np.stack([pad_frames(render(scene), padded) for scene in scenes]))
-    masks = torch.stack([object_mask(scene, padded) for scene in scenes])[:, None]
-    captions = tuple(caption(scene, rng) for scene in scenes) if config.denoiser else ("",) * len(scenes)
-    return Batch(shape, video, 1 + (config.object_weight - 1) * masks.float(), captions)
-
-
 def reconstruction_loss(
     vae: WanVAE,
-    batch: Batch,
+    batches: Sequence[Batch],
     config: AutoencoderConfig,
     generator: torch.Generator,
     code: LinearCode | None = None,
     denoiser: Denoiser | None = None,
 ) -> Tensor:
     """Weighted L1 + L2 of the reconstruction from noisy latents, L1 of its spatial differences (`edge_weight`: corners
-    and points), and a weak pull of each channel's deviation towards 1.
+    and points), and a weak pull of each channel's deviation towards 1; the mean over all pixels of the batches.
 
-    The noise is relative to the channel's own deviation in the batch, so inflating the latents cannot escape it. With a
+    The noise is relative to the channel's own deviation in the step, so inflating the latents cannot escape it. With a
     `code` the decoder reads that, and the mean squared error of the encoder against it takes the place of the pull.
     With a `denoiser` most of the batches are what that makes of the latents at levels below `denoise_from`.
     """
-    video, weights = batch.video, batch.weights
-    with torch.autocast(video.device.type, torch.bfloat16, enabled=config.loop.bf16):
+    device = next(vae.parameters()).device
+    videos = [batch.video.to(device) for batch in batches]
+    pixels = sum(video.numel() for video in videos)
+    total = torch.zeros((), device=device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.loop.bf16):
         # An encoder that is left as it is matters only where its latents are the code.
         asked = code is None or not config.decoder_only
-        with torch.set_grad_enabled(not config.decoder_only):
-            mean = vae.encode_moments(video)[0].float() if asked else None
-        latents = code(video) if code is not None else mean
-        assert latents is not None
-        deviation = latents.std(dim=(0, 2, 3, 4), keepdim=True)
-        level = torch.randn(len(latents), 1, 1, 1, 1, generator=generator).abs().to(latents) * config.latent_noise
-        noise = torch.randn(latents.shape, generator=generator).to(latents)
-        seen = latents + level * deviation.detach() * noise
-        if denoiser is not None and torch.rand((), generator=generator) < DENOISED_SHARE:
-            sigma = config.denoise_from * torch.rand(len(latents), generator=generator)
-            seen = denoiser(latents, batch.captions, sigma, generator)
-        error = vae.decode(seen).float() - video
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not config.decoder_only):
+            means = [vae.encode_moments(video)[0].float() if asked else None for video in videos]
+        coded = [mean if code is None else code(video) for mean, video in zip(means, videos, strict=True)]
+        given = [latents for latents in coded if latents is not None]
+        deviation = torch.cat([x.transpose(0, 1).flatten(1) for x in given], dim=1).std(dim=1).view(1, -1, 1, 1, 1)
+        for batch, video, mean, latents in zip(batches, videos, means, given, strict=True):
+            seen = _noised(latents, deviation.detach(), batch.captions, config, generator, denoiser)
+            part = _error(vae.decode(seen).float() - video, batch.weights.to(device), config.edge_weight)
+            if code is not None and mean is not None:
+                part = part + (mean - latents).square().mean()
+            total = total + part * (video.numel() / pixels)
+    if code is not None:
+        return total
+    return total + 1e-3 * deviation.clamp_min(1e-6).log().square().mean()
+
+
+def _noised(
+    latents: Tensor,
+    deviation: Tensor,
+    captions: Sequence[str],
+    config: AutoencoderConfig,
+    generator: torch.Generator,
+    denoiser: Denoiser | None,
+) -> Tensor:
+    """What the decoder is given to read."""
+    level = torch.randn(len(latents), 1, 1, 1, 1, generator=generator).abs().to(latents) * config.latent_noise
+    noise = torch.randn(latents.shape, generator=generator).to(latents)
+    if denoiser is not None and torch.rand((), generator=generator) < DENOISED_SHARE:
+        sigma = config.denoise_from * torch.rand(len(latents), generator=generator)
+        return denoiser(latents, captions, sigma, generator)
+    return latents + level * deviation * noise
+
+
+def _error(error: Tensor, weights: Tensor, edge_weight: float) -> Tensor:
+    """The loss of an error (B, 3, T, H, W) of the pixels."""
     weights = weights / weights.mean()
     loss = (weights * (error.abs() + error.square())).mean()
     for axis in (-2, -1):
         edges = weights.narrow(axis, 1, error.shape[axis] - 1) * error.diff(dim=axis).abs()
-        loss = loss + config.edge_weight * edges.mean()
-    if code is not None:
-        return loss if mean is None else loss + (mean - latents).square().mean()
-    return loss + 1e-3 * deviation.clamp_min(1e-6).log().square().mean()
+        loss = loss + edge_weight * edges.mean()
+    return loss
 
 
 @torch.no_grad()
-def measured_statistics(vae: WanVAE, config: AutoencoderConfig) -> VAEConfig:
+def measured_statistics(vae: WanVAE, config: AutoencoderConfig, clips: Clips) -> VAEConfig:
     """The config of `vae` with the mean and deviation of each latent channel over native training clips."""
     rng = np.random.default_rng((config.loop.seed, 1))
     total = torch.zeros(config.arch.z_dim, dtype=torch.float64)
     squares, count = total.clone(), 0
-    grid, clips = Grid(stride=vae.config.stride), 0
-    while clips < STATISTICS_CLIPS:
-        video = make_batch(config, grid, rng).video
-        latents = vae.encode_moments(video[:8].to(config.loop.device))[0].cpu().double().transpose(0, 1).flatten(1)
-        total, squares = total + latents.sum(1), squares + latents.square().sum(1)
-        count, clips = count + latents.shape[1], clips + min(8, len(video))
+    measured = 0
+    while measured < STATISTICS_CLIPS:
+        for batch in clips.step(rng):
+            video = batch.video[:8].to(config.loop.device)
+            latents = vae.encode_moments(video)[0].cpu().double().transpose(0, 1).flatten(1)
+            total, squares = total + latents.sum(1), squares + latents.square().sum(1)
+            count, measured = count + latents.shape[1], measured + len(video)
     mean = total / count
     std = (squares / count - mean.square()).sqrt()
     return dataclasses.replace(vae.config, latents_mean=tuple(mean.tolist()), latents_std=tuple(std.tolist()))
@@ -319,14 +386,13 @@ def load_autoencoder(folder: Path) -> WanVAE:
 
 
 @torch.no_grad()
-def reconstruction_sheet(vae: WanVAE, path: Path) -> None:
-    """A picture of originals (odd rows) and reconstructions (even rows) of a few scenes that are always the same."""
+def reconstruction_sheet(vae: WanVAE, path: Path, clips: Sequence[np.ndarray]) -> None:
+    """A picture of originals (odd rows) and reconstructions (even rows), every fourth frame of clips (T, H, W, 3)."""
+    grid, device = Grid(stride=vae.config.stride), next(vae.parameters()).device
     rows = []
-    rng = np.random.default_rng(12345)
-    shape = VideoShape(num_frames=17, height=128, width=224)
-    for scene in scene_batch(rng, shape, 6):
-        frames = render(scene)
-        video = to_video(frames[None]).to(next(vae.parameters()).device)
-        rebuilt = to_frames(vae.decode(vae.encode_moments(video)[0])[0])
-        rows += [frames[::4], rebuilt[::4]]
+    for frames in clips:
+        t, h, w = frames.shape[:3]
+        padded = pad_frames(frames, grid.padded(VideoShape(num_frames=t, height=h, width=w)))
+        rebuilt = to_frames(vae.decode(vae.encode_moments(to_video(padded[None]).to(device))[0])[0])
+        rows += [frames[::4], rebuilt[:t, :h, :w][::4]]
     save_sheet(path, rows)

@@ -142,6 +142,37 @@ class PhaseConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FilesConfig:
+    """Folders of videos and pictures to train on, instead of the procedural world: see `train.files`."""
+
+    folders: tuple[str, ...]
+    fps: float = 0.0
+    """Frames per second that all videos are read at; 0 leaves each its own."""
+    min_frames: int = 5
+    """Shorter rests of long videos are left out."""
+    max_frames: int = 97
+    """Longer videos become several clips."""
+    max_pixels: int = 2_000_000
+    """Pixels times frames of a clip; larger ones are scaled down."""
+    short_side: tuple[int, int] | None = None
+    """Range of the shorter side that each clip is scaled down to, drawn anew each time it is used; its own without."""
+    validation: float = 0.0
+    """Share of the files that are kept from training, for the validation loss."""
+
+    def __post_init__(self) -> None:
+        if not self.folders:
+            raise UsageError("folders is empty: name at least one folder of videos or pictures.")
+        _at_least("fps", self.fps, 0)
+        _at_least("min_frames", self.min_frames, 1)
+        _at_least("max_frames", self.max_frames, self.min_frames)
+        _at_least("max_pixels", self.max_pixels, MIN_SIDE * MIN_SIDE)
+        _within("validation", self.validation, 0, 0.9)
+        if self.short_side is not None:
+            _at_least("short_side begins with", self.short_side[0], MIN_SIDE)
+            _at_least("short_side ends with", self.short_side[1], self.short_side[0])
+
+
+@dataclass(frozen=True, kw_only=True)
 class AutoencoderArch:
     """Geometry of the causal VAE to train from scratch: see `models.wan.vae.VAEConfig`."""
 
@@ -170,14 +201,18 @@ class AutoencoderConfig:
     loop: LoopConfig
     optim: OptimConfig = field(default_factory=OptimConfig)
     data: PhaseConfig = field(default_factory=PhaseConfig)
+    files: FilesConfig | None = None
+    """Folders to train on; without them the procedural world is trained on, as `data` says."""
     batch_pixels: int = 600_000
-    """Pixels times frames in a step."""
+    """Pixels times frames in a step; of files, what is larger than a quarter of it is cut (`train.file_clips`)."""
     latent_noise: float = 0.25
     """Standard deviation of the noise put on the latents while training, relative to each channel's own; drawn per
     clip as |N(0, 1)| times this.
     """
-    object_weight: float = 4.0
-    """Weight of the pixels in and around the objects, relative to the background."""
+    object_weight: float | None = None
+    """Weight of the pixels in and around the objects, relative to the background: 4 without; of files nothing is known
+    of objects.
+    """
     edge_weight: float = 0.0
     """Weight of the error of the differences between neighbouring pixels."""
     linear_code: bool = False
@@ -202,8 +237,17 @@ class AutoencoderConfig:
                 "decoder_only is true, but init_from is empty: name the autoencoder whose encoder to keep."
             )
         _at_least("batch_pixels", self.batch_pixels, 1)
-        for name in ("latent_noise", "object_weight", "edge_weight"):
+        for name in ("latent_noise", "edge_weight"):
             _at_least(name, getattr(self, name), 0)
+        if self.object_weight is not None:
+            _at_least("object_weight", self.object_weight, 0)
+            if self.files is not None:
+                raise UsageError(
+                    f"object_weight is {self.object_weight:g}, but in [files] nothing tells where objects are: "
+                    "leave it out."
+                )
+        if self.files is not None and self.data != PhaseConfig():
+            raise UsageError("[data] and [files]: only one of the two can be given; [data] is the procedural world.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,37 +272,6 @@ class DiTArch:
                 nearest = -(-getattr(self, width) // step) * step
                 rule = f"must be a multiple of {step}, for {getattr(self, heads)} heads; the nearest is {nearest}"
                 raise UsageError(f"{width} is {getattr(self, width)}: {rule}.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class FilesConfig:
-    """Folders of videos and pictures with captions to train on, instead of the procedural world: see `train.files`."""
-
-    folders: tuple[str, ...]
-    fps: float = 0.0
-    """Frames per second that all videos are read at; 0 leaves each its own."""
-    min_frames: int = 5
-    """Shorter rests of long videos are left out."""
-    max_frames: int = 97
-    """Longer videos become several clips."""
-    max_pixels: int = 2_000_000
-    """Pixels times frames of a clip; larger ones are scaled down."""
-    short_side: tuple[int, int] | None = None
-    """Range of the shorter side that each clip is scaled down to, drawn anew each time it is used; its own without."""
-    validation: float = 0.0
-    """Share of the files that are kept from training, for the validation loss."""
-
-    def __post_init__(self) -> None:
-        if not self.folders:
-            raise UsageError("folders is empty: name at least one folder of videos or pictures.")
-        _at_least("fps", self.fps, 0)
-        _at_least("min_frames", self.min_frames, 1)
-        _at_least("max_frames", self.max_frames, self.min_frames)
-        _at_least("max_pixels", self.max_pixels, MIN_SIDE * MIN_SIDE)
-        _within("validation", self.validation, 0, 0.9)
-        if self.short_side is not None:
-            _at_least("short_side begins with", self.short_side[0], MIN_SIDE)
-            _at_least("short_side ends with", self.short_side[1], self.short_side[0])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ from dit_video.train.autoencoder import load_autoencoder
 from dit_video.train.config import DiTArch, DiTTrainConfig
 from dit_video.train.data import Example, PackStream, SceneShards, Shards
 from dit_video.train.export import DEFAULTS, export
-from dit_video.train.files import FileShards, Found, Note, scan
+from dit_video.train.files import INDEX, FileShards, Found, Note, scan
 from dit_video.train.linear_code import LinearCode, load_linear_code
 from dit_video.train.loop import Reporter, Run, StepResult, begin, check_device, fit
 from dit_video.train.optim import EMA, build_optimizers
@@ -47,7 +47,6 @@ SHEET_PROMPTS = (
 )
 
 
-INDEX = "files.json"
 VALIDATION_CLIPS = 64
 
 

@@ -1,8 +1,8 @@
 """Training data from folders of videos and pictures with captions, each at its own size, shape and length.
 
 A file's captions are the lines of the `.txt` beside it, or its entry in a `captions.jsonl` of its folder:
-`{"file": "a/b.mp4", "caption": "..."}`, or a list of wordings. A file that cannot be read, or that has no caption, is
-named and left out.
+`{"file": "a/b.mp4", "caption": "..."}`, or a list of wordings. A file that cannot be read, or that has no caption where
+captions are needed, is named and left out.
 
 Long videos become several clips of at most `max_frames`. Nothing is cropped. With `short_side` each clip is scaled to
 a side drawn anew each time it is used (NaViT's resolution sampling, arXiv 2307.06304, section 2.2), else it has its own
@@ -34,6 +34,7 @@ from dit_video.video.io import probe, read_frames
 VIDEOS = (".mp4", ".webm", ".gif", ".mov", ".mkv", ".avi", ".m4v")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 CAPTIONS = "captions.jsonl"
+INDEX = "files.json"  # of what a scan found out, in a run's folder
 
 Note = Callable[[str], None]
 
@@ -64,8 +65,10 @@ class Found:
         return sorted({caption for piece in pieces for caption in piece.captions})
 
 
-def scan(config: FilesConfig, index: Path, note: Note) -> Found:
+def scan(config: FilesConfig, index: Path, note: Note, *, captioned: bool = True) -> Found:
     """The clips of all folders; what was found out about files is kept in the file `index` for the next time.
+
+    captioned: leave out files without a caption.
 
     Raises:
         DvgenError: a folder that is not there, or no clip to train on.
@@ -79,7 +82,7 @@ def scan(config: FilesConfig, index: Path, note: Note) -> Found:
         listed = _listed_captions(folder, found, note)
         for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in (*VIDEOS, *PICTURES) and p.is_file()):
             captions = listed.get(path.relative_to(folder).as_posix()) or _own_captions(path)
-            if not captions:
+            if captioned and not captions:
                 _skip(found, path, f"it has no caption in {path.with_suffix('.txt').name} or {CAPTIONS}", note)
                 continue
             key = _key(path)
@@ -89,7 +92,12 @@ def scan(config: FilesConfig, index: Path, note: Note) -> Found:
                 _skip(found, path, str(error).removeprefix(f"{path}: "), note)
                 continue
             held_out = _share(path.relative_to(folder).as_posix()) < config.validation
-            (found.validation if held_out else found.training).extend(_pieces(path, facts[key], captions, config))
+            pieces = [*_pieces(path, facts[key], captions, config)]
+            if not pieces:
+                _skip(found, path, f"it has fewer than {config.min_frames} frames (min_frames)", note)
+            (found.validation if held_out else found.training).extend(pieces)
+    if found.skipped:
+        note(f"{len(found.skipped):,} files were left out.")
     if not found.training:
         raise DvgenError(
             f"folders {', '.join(config.folders)}: there is no clip to train on, of {len(found.skipped)} files that "
@@ -228,7 +236,7 @@ class FileShards:
 
     def example(self, piece: Piece, rng: np.random.Generator) -> Example | None:
         """A clip's example, from the cache or made now; None for a file that turns out to be damaged."""
-        shape = self._shape(piece.shape, rng)
+        shape = sampled_shape(self.config, piece.shape, rng)
         made_of = (
             _key(piece.path) if piece.path.is_file() else "",
             piece.start,
@@ -254,25 +262,31 @@ class FileShards:
         return Example(latents, piece.captions, torch.zeros(latents.shape[1:], dtype=torch.bool))
 
     def _encoded(self, piece: Piece, shape: VideoShape) -> Tensor:
-        stop = piece.start + piece.shape.num_frames
-        frames = [
-            fit_frames(frame[None], shape.width, shape.height, "stretch")[0]
-            for frame in islice(read_frames(piece.path, fps=piece.fps), piece.start, stop)
-        ]
-        if not frames:
-            raise MediaError(f"{piece.path}: it ends before frame {piece.start}.")
-        frames += frames[-1:] * (shape.num_frames - len(frames))  # a rate that does not divide may lack a last one
-        padded = pad_frames(np.stack(frames), self.grid.padded(shape))
+        padded = pad_frames(read_piece(piece, shape), self.grid.padded(shape))
         return self.encode(to_video(padded[None]))[0].half().cpu()
 
-    def _shape(self, own: VideoShape, rng: np.random.Generator) -> VideoShape:
-        """The size that a clip has this time."""
-        scale = 1.0
-        if self.config.short_side is not None:
-            low, high = self.config.short_side
-            wanted = math.exp(rng.uniform(math.log(low), math.log(high)))
-            scale = min(1.0, wanted / min(own.width, own.height))  # larger than it is would teach blur
-        pixels = own.width * own.height * own.num_frames * scale**2
-        scale *= min(1.0, math.sqrt(self.config.max_pixels / pixels))
-        width, height = (max(MIN_SIDE, round(side * scale)) for side in (own.width, own.height))
-        return VideoShape(num_frames=own.num_frames, height=height, width=width)
+
+def read_piece(piece: Piece, shape: VideoShape) -> np.ndarray:
+    """The frames of a clip, (T, H, W, 3) uint8, scaled to `shape`. Raises MediaError."""
+    stop = piece.start + piece.shape.num_frames
+    frames = [
+        fit_frames(frame[None], shape.width, shape.height, "stretch")[0]
+        for frame in islice(read_frames(piece.path, fps=piece.fps), piece.start, stop)
+    ]
+    if not frames:
+        raise MediaError(f"{piece.path}: it ends before frame {piece.start}.")
+    frames += frames[-1:] * (shape.num_frames - len(frames))  # a rate that does not divide may lack a last one
+    return np.stack(frames)
+
+
+def sampled_shape(config: FilesConfig, own: VideoShape, rng: np.random.Generator) -> VideoShape:
+    """The size that a clip of the size `own` has this time."""
+    scale = 1.0
+    if config.short_side is not None:
+        low, high = config.short_side
+        wanted = math.exp(rng.uniform(math.log(low), math.log(high)))
+        scale = min(1.0, wanted / min(own.width, own.height))  # larger than it is would teach blur
+    pixels = own.width * own.height * own.num_frames * scale**2
+    scale *= min(1.0, math.sqrt(config.max_pixels / pixels))
+    width, height = (max(MIN_SIDE, round(side * scale)) for side in (own.width, own.height))
+    return VideoShape(num_frames=own.num_frames, height=height, width=width)

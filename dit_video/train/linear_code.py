@@ -63,6 +63,12 @@ def load_linear_code(folder: Path) -> LinearCode | None:
     return LinearCode(tensors["kernel"], tensors["bias"])
 
 
+def stand_in(z_dim: int, stride: tuple[int, int, int]) -> LinearCode:
+    """A random code that takes the time and the memory of a fitted one."""
+    side = 2 * stride[1] // POOL
+    return LinearCode(torch.randn(z_dim, 3 * stride[0], side, side) / side, torch.zeros(z_dim))
+
+
 def fit_linear_code(clips: Iterable[tuple[Tensor, Tensor]], z_dim: int, stride: tuple[int, int, int]) -> LinearCode:
     """Principal components of the windows around cells with an object, scaled.
 

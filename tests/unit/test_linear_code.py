@@ -10,7 +10,7 @@ import torch
 from dit_video.checkpoints.files import save_tensors
 from dit_video.errors import CheckpointError, UsageError
 from dit_video.shapes import Grid, VideoShape
-from dit_video.train import autoencoder, dit
+from dit_video.train import autoencoder, clips, dit
 from dit_video.train.config import AutoencoderArch, AutoencoderConfig, DiTArch, DiTTrainConfig, LoopConfig, PhaseConfig
 from dit_video.train.data import scene_batch
 from dit_video.train.denoised import Denoiser
@@ -44,9 +44,9 @@ def transformer(vae, out) -> DiTTrainConfig:
 @pytest.fixture(scope="module")
 def code():
     patch = pytest.MonkeyPatch()
-    patch.setattr(autoencoder, "CODE_CLIPS", 60)
-    clips = autoencoder.code_clips(config(""), GRID, np.random.default_rng(0))
-    yield fit_linear_code(clips, 8, GRID.stride)
+    patch.setattr(clips, "CODE_CLIPS", 60)
+    scenes = clips.SceneClips(config(""), GRID).code_clips(np.random.default_rng(0))
+    yield fit_linear_code(scenes, 8, GRID.stride)
     patch.undo()
 
 
@@ -54,8 +54,8 @@ def code():
 def trained(tmp_path_factory):
     """An autoencoder's run with a linear code, and the losses that it logged."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(autoencoder, "reconstruction_sheet", lambda vae, path: None)
-    patch.setattr(autoencoder, "CODE_CLIPS", 40)
+    patch.setattr(autoencoder, "reconstruction_sheet", lambda *_: None)
+    patch.setattr(clips, "CODE_CLIPS", 40)
     out, log = tmp_path_factory.mktemp("runs") / "vae", []
     autoencoder.train(config(out), resume=False, report=log.append)
     patch.undo()
@@ -82,10 +82,10 @@ def test_no_latent_sees_what_comes_after_it(code):
 
 
 def test_its_scale_suits_the_noise(code):
-    clips = [*autoencoder.code_clips(config(""), GRID, np.random.default_rng(1))][:40]
-    latents = [code(video[None])[0] for video, _ in clips]
+    scenes = [*clips.SceneClips(config(""), GRID).code_clips(np.random.default_rng(1))][:40]
+    latents = [code(video[None])[0] for video, _ in scenes]
     everywhere = torch.cat([x.flatten(1) for x in latents], dim=1)
-    inside = torch.cat([x[:, cells] for x, (_, cells) in zip(latents, clips, strict=True)], dim=1)
+    inside = torch.cat([x[:, cells] for x, (_, cells) in zip(latents, scenes, strict=True)], dim=1)
     product = everywhere.std(1) * inside.std(1)  # the geometric mean of both is 1 over the clips it was fitted to
     assert ((product > 0.4) & (product < 2.5)).all()
 
@@ -98,7 +98,7 @@ def test_encoder_and_decoder_learn_it(trained):
 
 
 def test_a_run_that_begins_from_another_keeps_its_code(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(autoencoder, "reconstruction_sheet", lambda vae, path: None)
+    monkeypatch.setattr(autoencoder, "reconstruction_sheet", lambda *_: None)
     loop = dataclasses.replace(LOOP, steps=1)
     autoencoder.train(
         dataclasses.replace(config(tmp_path / "next", init_from=str(trained[0])), loop=loop),
@@ -121,8 +121,8 @@ def test_a_transformer_trains_on_the_code_itself(trained, tmp_path, monkeypatch)
 
 
 def test_a_run_with_a_code_resumes_bit_for_bit(tmp_path, monkeypatch):
-    monkeypatch.setattr(autoencoder, "reconstruction_sheet", lambda vae, path: None)
-    monkeypatch.setattr(autoencoder, "CODE_CLIPS", 20)
+    monkeypatch.setattr(autoencoder, "reconstruction_sheet", lambda *_: None)
+    monkeypatch.setattr(clips, "CODE_CLIPS", 20)
 
     def train(name, steps, resume=False):
         asked = dataclasses.replace(config(tmp_path / name), loop=dataclasses.replace(LOOP, steps=steps))
@@ -138,7 +138,7 @@ def test_a_run_with_a_code_resumes_bit_for_bit(tmp_path, monkeypatch):
 
 
 def test_a_code_that_is_left_over_is_not_used(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(autoencoder, "reconstruction_sheet", lambda vae, path: None)
+    monkeypatch.setattr(autoencoder, "reconstruction_sheet", lambda *_: None)
     monkeypatch.setattr(autoencoder, "STATISTICS_CLIPS", 4)
     out = tmp_path / "run"
     out.mkdir()
@@ -176,7 +176,7 @@ def test_the_share_of_clips_with_two_objects(trained):
 
 
 def test_a_decoder_learns_from_what_a_transformer_makes(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(autoencoder, "reconstruction_sheet", lambda vae, path: None)
+    monkeypatch.setattr(autoencoder, "reconstruction_sheet", lambda *_: None)
     monkeypatch.setattr(dit, "sample_sheet", lambda *_, **__: None)
     loop = dataclasses.replace(LOOP, steps=3)
     train = transformer(trained[0], tmp_path / "dit")

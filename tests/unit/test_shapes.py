@@ -52,3 +52,21 @@ def test_sizes_as_text(text):
 def test_what_is_no_size(text):
     with pytest.raises(UsageError, match="--size"):
         parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("size", "pixels", "expected"),
+    [
+        ((24, 144, 256), 24 * 144 * 256, (24, 144, 256)),  # as it is
+        ((25, 64, 64), 20 * 64 * 64, (17, 64, 64)),  # frames alone: 17 is on the grid
+        ((97, 360, 640), 150_000, (9, 96, 160)),
+        ((1, 1000, 1000), 150_000, (1, 384, 384)),
+        ((13, 1000, 20), 100_000, (9, 544, 20)),  # a side that is less than a token stays
+        ((9, 640, 640), 10, (9, 32, 32)),  # one token at least
+    ],
+)
+def test_windows_are_the_largest_part_on_the_grid(size, pixels, expected):
+    frames, height, width = size
+    grid = Grid(stride=(4, 16, 16))
+    found = grid.window(VideoShape(num_frames=frames, height=height, width=width), pixels, least_frames=9)
+    assert (found.num_frames, found.height, found.width) == expected

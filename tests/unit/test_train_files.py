@@ -61,7 +61,11 @@ def test_files_captions_and_what_is_left_out(folder: Path):
     assert pieces["wide.mp4", 0].shape == VideoShape(num_frames=23, height=48, width=96)
     assert found.captions == ["a picture", "a tall clip", "a wide clip", "another wording", "tall"]
     assert sorted(path.name for path in found.skipped) == ["broken.mp4", "captions.jsonl:3", "silent.mp4"]
-    assert len(notes) == 3 and any("broken.mp4: ffmpeg cannot read it" in note for note in notes)
+    assert (
+        len(notes) == 4
+        and notes[-1] == "3 files were left out."
+        and any("broken.mp4: ffmpeg cannot read it" in note for note in notes)
+    )
 
 
 def test_long_videos_become_several_clips_and_rates_can_be_set(folder: Path):

@@ -13,7 +13,9 @@ from dit_video.checkpoints.files import load_tensors, save_tensors
 from dit_video.errors import CheckpointError, UsageError
 from dit_video.flow.loss import add_noise, flow_loss, sample_sigmas
 from dit_video.models.wan.pipeline import WanCheckpoint
+from dit_video.shapes import Grid
 from dit_video.train import autoencoder, dit
+from dit_video.train.clips import SceneClips
 from dit_video.train.config import (
     AutoencoderArch,
     AutoencoderConfig,
@@ -41,7 +43,7 @@ def silent(*_, **__):
 @pytest.fixture(autouse=True, scope="module")
 def no_sheets():
     patch = pytest.MonkeyPatch()
-    patch.setattr(autoencoder, "reconstruction_sheet", lambda vae, path: None)
+    patch.setattr(autoencoder, "reconstruction_sheet", silent)
     patch.setattr(dit, "sample_sheet", silent)
     patch.setattr(autoencoder, "STATISTICS_CLIPS", 8)
     yield
@@ -85,7 +87,9 @@ def test_the_autoencoder_learns(trained):
 
 def test_the_finished_autoencoder_has_unit_latents(trained):
     vae = autoencoder.load_autoencoder(trained[0])
-    video = autoencoder.first_look(AutoencoderConfig(out="", loop=LOOP, data=PHASE))[:8]
+    video = SceneClips(AutoencoderConfig(out="", loop=LOOP, data=PHASE), Grid(stride=vae.config.stride)).first_look()[
+        :8
+    ]
     latents = vae.encode(video)
     assert 0.5 < float(latents.std()) < 2.0
     assert max(vae.config.latents_std) != min(vae.config.latents_std)
