@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +125,41 @@ def test_clips_keep_their_shape_and_are_encoded_once(folder: Path):
     assert [torch.equal(a.latents, b.latents) for a, b in zip(again.load(0), first, strict=True)] == [True] * 3
     assert len(calls) == 3
     assert not any(e.objects.any() for e in first)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from dit_video.train import files
+from tests.unit.test_train_files import counting, shards_of
+
+save, made = torch.save, []
+
+def killed_in_the_third(latents, path):
+    made.append(path)
+    if len(made) == 3:
+        save(latents, path)
+        path.write_bytes(path.read_bytes()[:100])
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(latents, path)
+
+torch.save = killed_in_the_third
+shards_of(Path(sys.argv[1]), counting([]))[0].load(0)
+"""
+
+
+def test_latents_survive_a_process_that_was_killed(folder: Path):
+    """kill -9 while the third of three clips is written: the next run uses two, makes one, and no half of one."""
+    done = subprocess.run([sys.executable, "-c", KILLED, str(folder)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    kept = [path.read_bytes() for path in (folder.parent / "cache").rglob("*.pt")]
+    assert len(kept) == 2
+    calls: list[tuple[int, ...]] = []
+    shards, _ = shards_of(folder, counting(calls))
+    assert len(shards.load(0)) == 3 and len(calls) == 1
+    again = [path.read_bytes() for path in (folder.parent / "cache").rglob("*.pt")]
+    assert len(again) == 3 and all(each in again for each in kept)
 
 
 def test_sides_can_be_drawn_anew_each_time(folder: Path):
