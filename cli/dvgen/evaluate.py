@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from dit_video.atomic import replacing
 from dit_video.checkpoints.files import find_checkpoint
+from dit_video.checkpoints.lora import Lora
 from dit_video.errors import UsageError
 from dit_video.shapes import VideoShape, parse_size
 from dit_video.video.output import check_file
-from dvgen import console, options
+from dvgen import console, loras, options
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -32,6 +33,7 @@ class Request:
     """A checked command line; `overrides` holds the settings that were given, by their names in `Settings`."""
 
     model: str
+    loras: tuple[Lora, ...]
     count: int
     split: str
     mode: str
@@ -45,6 +47,7 @@ class Request:
 
 def evaluate(
     model: Annotated[str, _option("--model -m", "NAME|PATH", "A diffusers folder that learnt the world.")] = "default",
+    lora: Annotated[list[str] | None, _option("--lora", "FILE[:STRENGTH]", loras.HELP, show_default=False)] = None,
     prompts: Annotated[str, _option("--prompts", "N", "How many of the fixed prompts.")] = "300",
     split: Annotated[
         str, _option("--split", "NAME", "held-out: combinations and wordings new to the model; or training.")
@@ -88,6 +91,7 @@ def evaluate(
     length = FRAMES.get(mode, 24) if frames is None else options.frames(frames)
     request = Request(
         model=model,
+        loras=loras.parse(lora or []),
         count=options.whole("--prompts", prompts, 1, MAX_PROMPTS),
         split=options.choice("--split", split, SPLITS),
         mode=options.choice("--mode", mode, tuple(FRAMES)),
@@ -124,6 +128,9 @@ def _check(request: Request) -> None:
     if request.reconstruct and request.overrides:
         unused = next(iter(request.overrides))
         raise UsageError(f"--reconstruct and --{unused}: only one of the two can be given; nothing is denoised.")
+    if request.reconstruct and request.loras:
+        given = f"--reconstruct and --lora {request.loras[0].path}"
+        raise UsageError(f"{given}: only one of the two can be given; nothing is denoised.")
     if request.reconstruct and request.mode != "text":
         raise UsageError(f"--reconstruct and --mode {request.mode}: only one of the two can be given.")
     if "strength" in request.overrides and request.mode != "edit":
@@ -142,11 +149,12 @@ def _answer(request: Request, speaker: console.Speaker) -> "tuple[list[Answer], 
     from dit_video.models import open_checkpoint
     from dit_video.plan import check_memory
 
-    checkpoint, shape = open_checkpoint(request.model), request.shape
+    checkpoint, shape = open_checkpoint(request.model).with_loras(request.loras), request.shape
     device = pick_device(request.device)
     dtype = pick_dtype(request.dtype, device)
     tile = check_memory(checkpoint, shape, itemsize=dtype.itemsize, available=available_memory(device)).tile
     with explained_memory(shape):
+        loras.tell(checkpoint, speaker.note)
         stages = Stages(checkpoint, dtype=dtype, device=device, keep=True, note=speaker.note, warn=speaker.warn)
         questions = evaluation.fixed_questions(request.count, shape, split=request.split, first_seed=request.first_seed)
         if request.reconstruct:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 from dit_video.checkpoints.files import find_checkpoint, read_json
+from dit_video.checkpoints.lora import Lora
 from dit_video.errors import UsageError
 from dit_video.models.wan.defaults import RELEASES, TINY_DEFAULTS, Defaults
 from dit_video.video.output import check_file, check_video
-from dvgen import console, options
+from dvgen import console, loras, options
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +38,7 @@ class Sampling:
 
     negative: str | None
     model: str
+    loras: tuple[Lora, ...]
     random_weights: bool
     steps: int | None
     solver: str | None
@@ -62,6 +64,9 @@ class Sampling:
         """
         if self.random_weights and self.model != "default":
             raise UsageError(f"--random-weights and --model {self.model}: only one of the two can be given.")
+        if self.random_weights and self.loras:
+            path = self.loras[0].path
+            raise UsageError(f"--random-weights and --lora {path}: only one of the two can be given.")
         if self.random_weights:
             return {}
         folder = find_checkpoint(self.model)
@@ -98,7 +103,7 @@ class Sampling:
             return RandomCheckpoint()
         from dit_video.models import open_checkpoint
 
-        return open_checkpoint(self.model)
+        return open_checkpoint(self.model).with_loras(self.loras)
 
     def settings(self, checkpoint: "WanCheckpoint | RandomCheckpoint", *, strength: float = 1.0) -> "Settings":
         """How to denoise: what was asked for, and the checkpoint's defaults for the rest. Raises UsageError."""
@@ -153,6 +158,7 @@ class Sampling:
         from dit_video.generate import Stages
 
         warn = self.warn(speaker)
+        loras.tell(checkpoint, speaker.note)
         return Stages(
             checkpoint,
             dtype=dtype,
@@ -187,6 +193,7 @@ def _options(
     model: Annotated[
         str, _files("--model -m", "NAME|PATH", "A diffusers folder; the shipped model without.")
     ] = "default",
+    lora: Annotated[list[str] | None, _files("--lora", "FILE[:STRENGTH]", loras.HELP)] = None,
     output: Annotated[Path | None, _files("--output -o", "FILE", ".mp4, .webm, .gif, or .png for one frame.")] = None,
     overwrite: Annotated[bool, _files("--overwrite", None, "Replace files that exist.")] = False,
     save_latents: Annotated[
@@ -206,6 +213,7 @@ def _options(
     return Sampling(
         negative=given(negative, options.text),
         model=model,
+        loras=loras.parse(lora or []),
         random_weights=random_weights,
         steps=given(steps, options.steps),
         solver=given(solver, options.solver),

@@ -6,7 +6,7 @@ the data (https://huggingface.co/docs/safetensors). Reading the header alone tel
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+LOADABLE = ("F64", "F32", "F16", "BF16")  # of weights
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1} | {
     "F8_E4M3": 1,
     "F8_E5M2": 1,
@@ -150,6 +151,13 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     return tensors
 
 
+def read_metadata(file: Path) -> dict[str, str]:
+    """What a safetensors file says of itself, beside its tensors; a file that `read_header` accepts."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        return json.loads(stream.read(length)).get("__metadata__", {})
+
+
 def read_headers(folder: Path, stem: str) -> dict[str, TensorInfo]:
     """The tensors of `STEM.safetensors`, or of the shards that `STEM.safetensors.index.json` names, by name.
 
@@ -227,6 +235,12 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
                     file.chmod(mode)  # safetensors lets nobody else read what it writes
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be written ({_reason(error)}).") from error
+
+
+def some(names: Sequence[str], what: str, kind: str = "tensor") -> str:
+    """ "4 tensors are missing: 'a', 'b', 'c', ...", with no more than three names."""
+    listed = ", ".join(repr(name) for name in names[:3]) + (", ..." if len(names) > 3 else "")
+    return f"{len(names)} {kind}{' is' if len(names) == 1 else 's are'} {what}: {listed}"
 
 
 def _usual_mode(path: Path) -> int:

@@ -13,11 +13,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from dit_video.checkpoints.files import TensorInfo, save_tensors
+from dit_video.checkpoints.files import LOADABLE, TensorInfo, save_tensors, some
 from dit_video.checkpoints.keymap import Layout
 from dit_video.errors import CheckpointError
-
-LOADABLE = ("F64", "F32", "F16", "BF16")
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -39,6 +37,7 @@ def load_into(
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
     float32_names: Callable[[str], bool] = lambda name: False,
+    change: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor,
 ) -> M:
     """The module that `build` makes, with the tensors of a checkpoint as its parameters, ready for inference.
 
@@ -48,6 +47,7 @@ def load_into(
         layout: translates the checkpoint's names to the module's.
         dtype: of the parameters and persistent buffers.
         float32_names: names (the module's) that are float32 whatever `dtype` is.
+        change: what a tensor becomes, by its name (the module's), on the device, before it is cast.
 
     Raises:
         CheckpointError: a tensor is missing, unexpected, mis-shaped, of a dtype that is not a float, or unreadable.
@@ -58,7 +58,7 @@ def load_into(
     for file, group in groupby(sorted(sources.items(), key=lambda item: item[1].file), key=lambda item: item[1].file):
         for name, tensor in _read(file, {info.name: name for name, info in group}):
             target = torch.float32 if float32_names(name) else dtype
-            _assign(module, name, tensor.to(device=device, dtype=target))
+            _assign(module, name, change(name, tensor.to(device)).to(target))
     for name, value in [*module.named_parameters(), *module.named_buffers()]:
         if value.is_meta:
             raise CheckpointError(f"{name}: no tensor of the checkpoint gives it a value.")
@@ -90,9 +90,9 @@ def _match(module: nn.Module, tensors: Mapping[str, TensorInfo], layout: Layout)
     where = next((info.file.parent for info in sources.values()), Path())
     wanted = module.state_dict()
     if missing := [layout.to_theirs(name) for name in wanted if name not in sources]:
-        raise CheckpointError(f"{where}: {_some(missing, 'missing')}.")
+        raise CheckpointError(f"{where}: {some(missing, 'missing')}.")
     if unexpected := [info.name for name, info in sources.items() if name not in wanted]:
-        raise CheckpointError(f"{where}: {_some(unexpected, 'unexpected')}.")
+        raise CheckpointError(f"{where}: {some(unexpected, 'unexpected')}.")
     for name, info in sources.items():
         if info.shape != tuple(wanted[name].shape):
             expected = list(wanted[name].shape)
@@ -122,9 +122,3 @@ def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
         owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
     else:
         owner._buffers[leaf] = tensor
-
-
-def _some(names: list[str], what: str) -> str:
-    """ "3 tensors are missing: a, b, c", with no more than three names."""
-    listed = ", ".join(repr(name) for name in names[:3]) + (", ..." if len(names) > 3 else "")
-    return f"{len(names)} tensor{' is' if len(names) == 1 else 's are'} {what}: {listed}"

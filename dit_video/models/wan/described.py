@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from dit_video.checkpoints.files import Summary
+from dit_video.checkpoints.lora import Fitted
 from dit_video.models.wan.defaults import Defaults
 from dit_video.models.wan.dit import DiTConfig
 from dit_video.models.wan.vae import VAEConfig
@@ -17,7 +18,7 @@ class DescribedModel:
 
     boundary: the noise level from which up the first of two experts denoises; None where there is one transformer.
     components: parameters, bytes and dtypes of each part. known_frames: which latent frames may be known, of those that
-    it was trained with: "any", the "first", or "none".
+    it was trained with: "any", the "first", or "none". loras: merged into the transformers while they are loaded.
     """
 
     dit: DiTConfig
@@ -26,6 +27,7 @@ class DescribedModel:
     boundary: float | None = None
     components: Mapping[str, Summary] = field(default_factory=dict)
     known_frames: str = "none"
+    loras: tuple[Fitted, ...] = ()
 
     @cached_property
     def grid(self) -> Grid:

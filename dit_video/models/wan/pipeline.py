@@ -6,8 +6,9 @@ transformer is the high-noise expert and transformer_2 the low-noise one where t
 is ours: it holds the defaults that diffusers has no field for, and diffusers passes over it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +23,14 @@ from dit_video.checkpoints.files import (
     write_json,
 )
 from dit_video.checkpoints.load import load_into, save_model
+from dit_video.checkpoints.lora import Lora, fit, merged
 from dit_video.errors import CheckpointError, UsageError
 from dit_video.flow.levels import CONVENTIONS
 from dit_video.flow.solvers import SOLVERS
 from dit_video.models.wan.defaults import Defaults
 from dit_video.models.wan.described import DescribedModel
 from dit_video.models.wan.dit import WanDiT
-from dit_video.models.wan.layouts import DIFFUSERS, config_from_diffusers, config_to_diffusers
+from dit_video.models.wan.layouts import DIFFUSERS, LAYOUTS, config_from_diffusers, config_to_diffusers
 from dit_video.models.wan.vae import WanVAE
 from dit_video.models.wan.vae_layouts import diffusers_config, diffusers_layout, from_diffusers_config
 from dit_video.models.wan.variants import VARIANTS
@@ -127,6 +129,21 @@ class WanCheckpoint(DescribedModel):
             known_frames=_known_frames(path, expand_timesteps),
         )
 
+    def with_loras(self, loras: Sequence[Lora]) -> "WanCheckpoint":
+        """The same with LoRAs, each merged into the transformers that it fits; no weights are read.
+
+        Raises:
+            CheckpointError: one fits none.
+        """
+        if not loras:
+            return self
+        shapes = {
+            part: {DIFFUSERS.to_ours(info.name): info.shape for info in _headers(self.path, part).values()}
+            for part in self.components
+            if part.startswith("transformer")
+        }
+        return replace(self, loras=fit(loras, shapes, LAYOUTS))
+
     def load_text(self, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> TextEncoder:
         """The text encoder and its tokenizer. Raises CheckpointError."""
         return TextEncoder.from_folder(self.path / "text_encoder", self.path / "tokenizer", dtype=dtype, device=device)
@@ -141,6 +158,7 @@ class WanCheckpoint(DescribedModel):
             dtype=dtype,
             device=device,
             float32_names=lambda name: any(part in name for part in _FLOAT32),
+            change=partial(merged, self.loras, which),
         )
 
     def load_vae(self, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> WanVAE:
