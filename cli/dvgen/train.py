@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dvgen import console
+from dvgen import console, options
 
 if TYPE_CHECKING:
     from dit_video.train.dry_run import DryRun
@@ -20,6 +20,10 @@ Config = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and the result only.")]
+Lora = Annotated[
+    str | None,
+    options.option("--lora", "RANK", "Only train low-rank changes of the model in init_from.", show_default=False),
+]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Only say what it would take: clips, tokens, memory, time.")
 ]
@@ -49,11 +53,18 @@ def dit(
     resume: Resume = False,
     dry_run: DryRunOption = False,
     quiet: Quiet = False,
+    lora: Annotated[
+        str | None,
+        options.option(
+            "--lora", "RANK", "Train low-rank changes of the model that init_from names.", show_default=False
+        ),
+    ] = None,
 ) -> None:
-    """Train the diffusion transformer and its text encoder on the latents of an autoencoder."""
-    from dit_video.train.config import DiTTrainConfig, load_config
+    """Train the diffusion transformer and its text encoder on the latents of an autoencoder, or fine-tune one."""
+    from dit_video.train.config import MAX_RANK, DiTTrainConfig, load_config
 
-    wanted = load_config(config, DiTTrainConfig)
+    given = {} if lora is None else {"lora": options.whole("--lora", lora, 1, MAX_RANK)}
+    wanted = load_config(config, DiTTrainConfig, given)
     speaker = console.Speaker(quiet=quiet)
     if dry_run:
         from dit_video.train.dry_run import dry_run as measure

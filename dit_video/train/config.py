@@ -8,6 +8,7 @@ import re
 import tomllib
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +19,8 @@ from dit_video.scenes.world import SECOND_OBJECT_SHARE
 from dit_video.shapes import MAX_SIDE, MIN_SIDE, VideoShape
 
 T = TypeVar("T")
+
+MAX_RANK = 1024  # of a LoRA
 
 
 def _at_least(name: str, value: float, low: float) -> None:
@@ -312,10 +315,15 @@ class DiTTrainConfig:
     drop_background: float = 0.5
     """Share of their background tokens that these lose where the noise leaves objects to be seen."""
     init_from: str = ""
+    lora: int = 0
+    """Train low-rank changes of this rank to the transformer of `init_from`, and nothing else; 0 trains all."""
+    lora_alpha: float | None = None
+    """The changes are scaled by lora_alpha / lora; without it by 1."""
 
     def __post_init__(self) -> None:
         for name in ("shard_clips", "window", "pack_tokens"):
             _at_least(name, getattr(self, name), 1)
+        self._check_lora()
         _at_least("shift", self.shift, 0.01)
         _at_least("level_std", self.level_std, 0)
         _at_least("object_weight", self.object_weight, 0)
@@ -323,6 +331,19 @@ class DiTTrainConfig:
             _within(name, getattr(self, name), 0, 1)
         if not self.phase or self.phase[0].first_shard != 0:
             raise UsageError("the first [[phase]] must have first_shard = 0.")
+
+    def _check_lora(self) -> None:
+        _within("lora", self.lora, 0, MAX_RANK)
+        if self.lora_alpha is not None:
+            _at_least("lora_alpha", self.lora_alpha, 1e-3)
+            if not self.lora:
+                raise UsageError(f"lora_alpha is {self.lora_alpha:g}, but lora is 0: give a rank, such as lora = 16.")
+        if self.lora and not self.init_from:
+            raise UsageError(f"lora is {self.lora}, but init_from is empty: name the model to fine-tune.")
+        if self.lora and self.optim.muon_lr:
+            raise UsageError(
+                f"muon_lr is {self.optim.muon_lr:g}, but a LoRA is trained by AdamW alone (adam_lr): leave it out."
+            )
 
 
 def parse_shape(text: str) -> VideoShape:
@@ -354,8 +375,8 @@ def parse_weighted_shape(text: str) -> tuple[VideoShape, int]:
     return parse_shape(shape.strip()), int(weight) if star else 1
 
 
-def load_config(path: Path, kind: type[T]) -> T:
-    """Read a TOML file into the dataclass `kind`.
+def load_config(path: Path, kind: type[T], given: Mapping[str, Any] | None = None) -> T:
+    """Read a TOML file into the dataclass `kind`; what is given on the command line takes the place of its keys.
 
     Raises:
         DvgenError: the file cannot be read.
@@ -368,7 +389,7 @@ def load_config(path: Path, kind: type[T]) -> T:
         raise DvgenError(f"config {path}: cannot be read ({error.strerror}).") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"config {path}: not valid TOML: {error}.") from None
-    return _build(kind, values, str(path))
+    return _build(kind, {**values, **(given or {})}, str(path))
 
 
 def _build(kind: Any, value: Any, where: str) -> Any:

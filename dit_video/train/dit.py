@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dit_video.errors import CheckpointError
 from dit_video.flow.levels import NUM_TRAIN_TIMESTEPS
@@ -32,6 +32,7 @@ from dit_video.train.export import DEFAULTS, export
 from dit_video.train.files import INDEX, FileShards, Found, Note, scan
 from dit_video.train.linear_code import LinearCode, load_linear_code
 from dit_video.train.loop import Reporter, Run, StepResult, begin, check_device, fit
+from dit_video.train.lora import FOLDER, Adapted, Lora, build_lora
 from dit_video.train.optim import EMA, build_optimizers
 from dit_video.train.seeding import numpy_generator, torch_generator
 from dit_video.train.sheets import save_sheet
@@ -65,6 +66,19 @@ class Models:
     """What dvgen.json will say."""
     prompts: Sequence[str] = SHEET_PROMPTS
     """Of the sample sheets."""
+    lora: Lora | None = None
+    """Where low-rank changes are trained instead of the models; `text` and `tokenizer` are None then."""
+
+    @property
+    def trained(self) -> dict[str, nn.Module]:
+        """What is trained."""
+        return {"dit": self.dit, "text": self.text} if self.lora is None else {"lora": self.lora.adapters}
+
+    def embed(self, captions: Sequence[str]) -> list[Tensor]:
+        """The embeddings (L_i, text_dim) of captions; differentiable where the text encoder is trained."""
+        if self.lora is not None:
+            return self.lora.texts(captions)
+        return embed_batch(self.text, [self.tokenizer.encode(text).ids for text in captions])
 
 
 def dit_config(arch: DiTArch, z_dim: int) -> DiTConfig:
@@ -80,13 +94,15 @@ def dit_config(arch: DiTArch, z_dim: int) -> DiTConfig:
     )
 
 
-def build(config: DiTTrainConfig, found: Found | None = None) -> Models:
+def build(config: DiTTrainConfig, found: Found | None = None, note: Note = lambda _: None) -> Models:
     """Fresh models (seeded), or those of `init_from`, a diffusers folder of the same architecture; on the CPU.
 
     found: the files that are trained on, where it is files: fresh models know the words of their captions.
     """
     vae = load_autoencoder(Path(config.autoencoder)).requires_grad_(False)
     torch.manual_seed(config.loop.seed)
+    if config.lora:
+        return _build_lora(config, vae, found, note)
     arch = config.arch
     dit = WanDiT(dit_config(arch, vae.config.z_dim))
     dit.init_weights()
@@ -121,9 +137,18 @@ def build(config: DiTTrainConfig, found: Found | None = None) -> Models:
     return models
 
 
+def _build_lora(config: DiTTrainConfig, vae: WanVAE, found: Found | None, note: Note) -> Models:
+    dit, lora = build_lora(config, vae.config, note)
+    grid, code = Grid(stride=vae.config.stride, patch=dit.config.patch), load_linear_code(Path(config.autoencoder))
+    models = Models(dit, None, None, vae, grid, code, lora=lora)
+    if found is not None:
+        models.prompts = found.captions[: len(SHEET_PROMPTS)]
+    return models
+
+
 def train(config: DiTTrainConfig, *, resume: bool, report: Reporter, note: Note = lambda _: None) -> Path:
     """Train or resume a run in `config.out`: checkpoint.pt holds everything, `model/` the averaged weights as a
-    diffusers folder.
+    diffusers folder, or `lora/` the file of a LoRA.
 
     Raises:
         CheckpointError: the autoencoder or `init_from`, nothing to resume, or a run that would be lost.
@@ -132,12 +157,13 @@ def train(config: DiTTrainConfig, *, resume: bool, report: Reporter, note: Note 
     folder = Path(config.out)
     check_device(config.loop)
     found = scan(config.files, folder / INDEX, note) if config.files else None
-    models = build(config, found)  # what it refuses is refused before there is a folder
+    models = build(config, found, note)  # what it refuses is refused before there is a folder
     begin(folder, resume=resume)
     rank, world = distributed.start(config.loop.device)
     if config.loop.threads:
         torch.set_num_threads(config.loop.threads)
     fusion.enable(config.loop.fuse)
+    embed_captions(models, found.captions if found else (), rank, world)
     run, stream = prepare(config, models, rank, world, found=found, note=note)
     if resume:
         run.resume()
@@ -150,14 +176,32 @@ def train(config: DiTTrainConfig, *, resume: bool, report: Reporter, note: Note 
         return StepResult(loss, len(pack), sum(stream.tokens(example) for example in pack))
 
     def snapshot(path: Path) -> None:
-        export(models, folder / "model")
         dtype = torch.bfloat16 if config.loop.bf16 else torch.float32
         device = torch.device(config.loop.device)
+        if models.lora is not None:
+            models.lora.adapters.save(folder / FOLDER)
+            draw_sheet(adapted_stages(models, models.lora, device, dtype), path, models.prompts)
+            return
+        export(models, folder / "model")
         sample_sheet(folder / "model", path, prompts=models.prompts, device=device, dtype=dtype)
 
     fit(run, step, snapshot, report, _validation(config, models, stream.shards, found))
     distributed.stop()
     return folder
+
+
+def embed_captions(models: Models, captions: Sequence[str], rank: int = 0, world: int = 1) -> None:
+    """With a LoRA: embed what is known to be needed, so that the text encoder is not needed any more."""
+    if models.lora is not None:
+        models.lora.texts.fill(["", *models.prompts, *captions], rank, world)
+
+
+def adapted_stages(models: Models, lora: Lora, device: torch.device, dtype: torch.dtype) -> Stages:
+    """The models of a LoRA's run to sample with, their prompts embedded already."""
+    stages = Stages(Adapted(models.dit, models.vae, lora.checkpoint), dtype=dtype, device=device)
+    prompts = ["", *models.prompts]
+    stages.embeds |= zip(prompts, lora.texts(prompts), strict=True)
+    return stages
 
 
 def _validation(
@@ -227,22 +271,23 @@ def make_run(
     config: DiTTrainConfig, models: Models, shards: Shards, rank: int = 0, world: int = 1
 ) -> tuple[Run, PackStream]:
     """The state of a run on `shards`, and its stream of packs; the models go to the device."""
-    trained = [models.dit.to(config.loop.device), models.text.to(config.loop.device)]
+    models.dit.to(config.loop.device)
+    trained = {name: module.to(config.loop.device) for name, module in models.trained.items()}
     stream = PackStream(shards, window=config.window, pack_tokens=config.pack_tokens, seed=(config.loop.seed, rank, 7))
     optim = config.optim
     run = Run(
         folder=Path(config.out),
         config=config.loop,
-        modules={"dit": models.dit, "text": models.text},
+        modules=trained,
         optimizers=build_optimizers(
-            trained,
+            [*trained.values()],
             muon_lr=optim.muon_lr,
             adam_lr=optim.adam_lr,
             weight_decay=optim.weight_decay,
-            text=[*models.text.parameters(), *models.dit.text_embedding.parameters()],
+            text=[] if models.lora else [*models.text.parameters(), *models.dit.text_embedding.parameters()],
             text_lr=optim.text_lr,
         ),
-        ema=EMA(trained, decay=config.loop.ema),
+        ema=EMA([*trained.values()], decay=config.loop.ema),
         data=stream,
         rank=rank,
         world=world,
@@ -295,7 +340,7 @@ def pack_loss(
         "" if rng.random() < config.caption_dropout else e.captions[rng.integers(len(e.captions))] for e in pack
     ]
     distinct = sorted(set(captions))
-    embeds = embed_batch(models.text, [models.tokenizer.encode(text).ids for text in distinct])
+    embeds = models.embed(distinct)
     with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.loop.bf16):
         text = models.dit.encode_text(embeds)
         velocity = models.dit(
@@ -323,7 +368,11 @@ def sample_sheet(
     dtype: torch.dtype,
 ) -> None:
     """A picture of a few prompts at 192x128, 17 frames, by the checkpoint in the folder `model`, each clip a row."""
-    stages = Stages(WanCheckpoint.open(model), dtype=dtype, device=device)
+    draw_sheet(Stages(WanCheckpoint.open(model), dtype=dtype, device=device), path, prompts)
+
+
+def draw_sheet(stages: Stages, path: Path, prompts: Sequence[str]) -> None:
+    """The same by any stages."""
     shape = VideoShape(num_frames=17, height=128, width=192)
     clips = [Clip(prompt=prompt, shape=shape, seed=seed) for seed, prompt in enumerate(prompts)]
     latents = sample_latents(stages, clips, Settings(steps=16, shift=3.0, guidance=(4.0,)))

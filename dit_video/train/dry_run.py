@@ -7,7 +7,7 @@ rendered or encoded first; encoding is measured on one clip.
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,8 +18,8 @@ from dit_video.machine import peak_memory
 from dit_video.shapes import Grid, VideoShape
 from dit_video.train.config import DiTTrainConfig, PhaseConfig
 from dit_video.train.data import Example, PackStream, Shards, sample_shape
-from dit_video.train.dit import Models, build, make_encode, make_run, pack_loss
-from dit_video.train.files import Found, Note, scan
+from dit_video.train.dit import Models, build, embed_captions, make_encode, make_run, pack_loss
+from dit_video.train.files import INDEX, Found, Note, sampled_shape, scan
 from dit_video.train.loop import check_device, optimise
 from dit_video.train.packing import pack_in_chunks, padding
 from dit_video.train.seeding import numpy_generator, torch_generator
@@ -89,10 +89,15 @@ def dry_run(config: DiTTrainConfig, *, note: Note) -> DryRun:
     Raises:
         DvgenError: whatever `train` would refuse before its first step.
     """
-    check_device(config.loop)
     with TemporaryDirectory() as folder:
-        found = scan(config.files, Path(folder) / "index.json", note) if config.files else None
-    models = build(config, found)
+        return _dry_run(replace(config, out=folder), note)
+
+
+def _dry_run(config: DiTTrainConfig, note: Note) -> DryRun:
+    check_device(config.loop)
+    found = scan(config.files, Path(config.out) / INDEX, note) if config.files else None
+    models = build(config, found, note)
+    embed_captions(models, ())
     if config.loop.threads:
         torch.set_num_threads(config.loop.threads)
     grid, shapes = models.grid, _shapes(config, found)
@@ -109,7 +114,7 @@ def dry_run(config: DiTTrainConfig, *, note: Note) -> DryRun:
         tokens_per_clip=sum(tokens) / len(tokens),
         clips_per_pack=per_pack,
         padding=padding(packs, tokens, config.pack_tokens),
-        parameters=sum(p.numel() for module in (models.dit, models.text) for p in module.parameters()),
+        parameters=sum(p.numel() for module in models.trained.values() for p in module.parameters()),
         steps=config.loop.steps,
         clips_seen=round(config.loop.steps * per_pack),
         memory=max(peak_memory(torch.device(config.loop.device)).values(), default=0),
@@ -123,10 +128,10 @@ def _pixels(shape: VideoShape) -> int:
 
 
 def _shapes(config: DiTTrainConfig, found: Found | None) -> list[VideoShape]:
-    """The shapes of the data: of files, at their own size, or drawn from the phases, each alike."""
-    if found is not None:
-        return [piece.shape for piece in found.training]
+    """The shapes of the data: of files, at the size that they are used at, or drawn from the phases, each alike."""
     rng = np.random.default_rng(config.loop.seed)
+    if found is not None and config.files is not None:
+        return [sampled_shape(config.files, piece.shape, rng) for piece in found.training]
     phases: list[PhaseConfig] = list(config.phase)
     return [sample_shape(rng, phases[n % len(phases)]) for n in range(SAMPLED_SHAPES)]
 

@@ -1,0 +1,152 @@
+"""`--lora` of the commands: what is refused, before anything heavy is imported, and what is merged."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from dvgen.main import app
+from typer.testing import CliRunner, Result
+
+from dit_video.checkpoints.files import save_tensors
+from dit_video.video.io import read_frames
+from tests.cli.test_bad_input import ROOT, SCRIPT
+from tests.tiny import tiny_experts_folder, tiny_wan21_folder
+
+SAMPLE = ["sample", "a red ball"]
+CONFIG = 'out = "run"\nautoencoder = "model"\n{keys}[loop]\nsteps = 1\n'
+
+# arguments, exit code, what the message must say
+CASES: dict[str, tuple[list[str], int, list[str]]] = {
+    "no file": ([*SAMPLE, "--lora", "none.safetensors"], 1, ["--lora none.safetensors: there is no such file"]),
+    "no file with a strength": ([*SAMPLE, "--lora", "none:0.5"], 1, ["--lora none:0.5: there is no such file"]),
+    "a folder": ([*SAMPLE, "--lora", "folder"], 1, ["folder", "nearest is folder/pytorch_lora_weights.safetensors"]),
+    "a folder of other things": ([*SAMPLE, "--lora", "."], 1, ["--lora .: this is a folder"]),
+    "a truncated file": ([*SAMPLE, "--lora", "short.safetensors"], 1, ["short.safetensors", "is cut short"]),
+    "a file of another kind": ([*SAMPLE, "--lora", "a.toml"], 1, ["a.toml", "is not a safetensors file"]),
+    "other tensors": ([*SAMPLE, "--lora", "other.safetensors"], 1, ["1 tensor is no factor of a LoRA", "'weight'"]),
+    "strength in words": (
+        [*SAMPLE, "--lora", "lora.safetensors:high"],
+        2,
+        ["--lora lora.safetensors, strength high: must be a number from -10 to 10"],
+    ),
+    "no strength": ([*SAMPLE, "--lora", "lora.safetensors:"], 2, ["must be a number from -10 to 10"]),
+    "endless strength": ([*SAMPLE, "--lora", "lora.safetensors:inf"], 2, ["strength inf", "nearest is 10"]),
+    "the second of two": (
+        [*SAMPLE, "--lora", "lora.safetensors", "--lora", "lora.safetensors:nan"],
+        2,
+        ["lora.safetensors, strength nan"],
+    ),
+    "random weights": (
+        [*SAMPLE, "--random-weights", "--lora", "lora.safetensors"],
+        2,
+        ["--random-weights and --lora lora.safetensors"],
+    ),
+    "extend": (["extend", "a.mp4", "--forward", "4", "--lora", "none"], 1, ["--lora none"]),
+    "connect": (["connect", "a.mp4", "b.mp4", "--frames", "4", "--lora", "none"], 1, ["--lora none"]),
+    "edit": (["edit", "a.mp4", "a ball", "--lora", "none"], 1, ["--lora none"]),
+    "eval": (["eval", "--lora", "none"], 1, ["--lora none"]),
+    "reconstruction": (["eval", "--reconstruct", "--lora", "lora.safetensors"], 2, ["--reconstruct and --lora"]),
+    "rank of nothing": (["train", "dit", "a.toml", "--lora", "0"], 2, ["--lora 0", "from 1 to 1024; the nearest is 1"]),
+    "rank in words": (["train", "dit", "a.toml", "--lora", "low"], 2, ["--lora low: must be a whole number"]),
+    "nothing to fine-tune": (["train", "dit", "a.toml", "--lora", "4"], 2, ["lora is 4, but init_from is empty"]),
+    "nothing to scale": (["train", "dit", "alpha.toml"], 2, ["lora_alpha is 8, but lora is 0"]),
+    "alpha of nothing": (["train", "dit", "zero.toml", "--lora", "4"], 2, ["lora_alpha is 0: must be at least 0.001"]),
+    "rank in the config": (["train", "dit", "rank.toml"], 2, ["lora is 2000: must be from 0 to 1024"]),
+    "Muon": (["train", "dit", "muon.toml", "--lora", "4"], 2, ["muon_lr is 0.02", "leave it out"]),
+}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list]:
+    """What every case answered, all in one fresh Python in one folder, where nothing is left behind."""
+    folder = tmp_path_factory.mktemp("bad")
+    save_tensors(factors(32), folder / "lora.safetensors")
+    save_tensors({"weight": torch.ones(2)}, folder / "other.safetensors")
+    (folder / "short.safetensors").write_bytes((folder / "lora.safetensors").read_bytes()[:-1])
+    (folder / "folder").mkdir()
+    (folder / "folder" / "pytorch_lora_weights.safetensors").touch()
+    for name, keys in (("a", ""), ("alpha", "lora_alpha = 8\n"), ("rank", "lora = 2000\n")):
+        (folder / f"{name}.toml").write_text(CONFIG.format(keys=keys))
+    (folder / "zero.toml").write_text(CONFIG.format(keys='lora_alpha = 0\ninit_from = "model"\n'))
+    (folder / "muon.toml").write_text(CONFIG.format(keys='init_from = "model"\n') + "[optim]\nmuon_lr = 0.02\n")
+    before = sorted(path.name for path in folder.rglob("*"))
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        input=json.dumps({name: arguments for name, (arguments, _, _) in CASES.items()}),
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'cli'}"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in folder.rglob("*")) == before, "something was left behind"
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_is_refused_in_one_sentence(name: str, results: dict[str, list]) -> None:
+    _, code, words = CASES[name]
+    exit_code, stdout, stderr, exception, heavy = results[name]
+    assert exit_code == code, (stderr, exception)
+    assert stdout == ""
+    assert stderr.startswith("Error: ") and stderr.count("\n") == 1
+    for word in words:
+        assert word in stderr
+    assert heavy == [], "refused only after something heavy was imported"
+
+
+def factors(width: int, layer: str = "blocks.1.attn2.to_v") -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    down, up = (torch.randn(size, generator=generator) for size in ((2, width), (width, 2)))
+    return {f"transformer.{layer}.lora_A.weight": down, f"transformer.{layer}.lora_B.weight": up}
+
+
+def run(*arguments: str | Path, code: int = 0) -> Result:
+    found = CliRunner().invoke(app, list(map(str, arguments)))
+    assert found.exit_code == code, (found.stdout, found.stderr, found.exception)
+    return found
+
+
+def test_sample_with_a_lora(tmp_path: Path) -> None:
+    """Another video; the same with a strength of 0, or where a second one takes the first back."""
+    model, lora = tiny_wan21_folder(tmp_path / "model"), tmp_path / "lo:ra.safetensors"
+    save_tensors(factors(32), lora)
+    where = ("--model", model, "--size", "32x32", "--frames", "5", "--steps", "2", "--seed", "1")
+
+    def frames(*loras: str) -> np.ndarray:
+        options = [word for each in loras for word in ("--lora", each)]
+        said = run("sample", "a red ball", *where, *options, "-o", tmp_path / "a.gif", "--overwrite")
+        for each in loras:
+            strength = each.removeprefix(str(lora)).removeprefix(":") or "1"
+            assert f"{lora}: merged at strength {strength} into 1 layer of the transformer\n" in said.stderr
+        return np.stack([*read_frames(tmp_path / "a.gif")])
+
+    plain = frames()
+    assert np.array_equal(frames(f"{lora}:0"), plain)
+    back, changed = frames(str(lora), f"{lora}:-1"), frames(str(lora))
+    assert np.abs(back - plain.astype(int)).mean() < 0.1 and np.abs(changed - plain.astype(int)).mean() > 2
+
+
+def test_both_experts(tmp_path: Path) -> None:
+    save_tensors(factors(32), tmp_path / "lora.safetensors")
+    said = run(
+        "sample", "a red ball", "--model", tiny_experts_folder(tmp_path / "model"), "--size", "32x32", "--frames", "1",
+        "--steps", "2", "--lora", f"{tmp_path / 'lora.safetensors'}:0.5", "-o", tmp_path / "a.png",
+    )  # fmt: skip
+    assert said.stderr.count("merged at strength 0.5 into 1 layer of both transformers") == 1
+
+
+@pytest.mark.parametrize("command", ["sample", "edit", "eval"])
+def test_of_another_model(tmp_path: Path, command: str) -> None:
+    lora, clip = tmp_path / "lora.safetensors", tmp_path / "a.png"
+    save_tensors(factors(5120), lora)
+    clip.write_bytes(b"")
+    arguments = {"sample": ["a ball"], "edit": [clip, "a ball"], "eval": []}[command]
+    said = run(command, *arguments, "--lora", lora, code=1)
+    rule = "it changes 'blocks.1.attn2.to_v' as a matrix of 5120x5120, and this model's is 256x256.\n"
+    assert said.stderr.endswith(f"Error: {lora}: is a LoRA of another model: {rule}")
