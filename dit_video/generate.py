@@ -194,7 +194,8 @@ class Stages:
 def sample_latents(stages: Stages, clips: Sequence[Clip], settings: Settings) -> list[Tensor]:
     """The normalised latents of all clips, denoised as one pack: float32 (C, T, H, W) each, on the padded grid.
 
-    A seed means the same noise on every device, in every pack, and in diffusers.
+    A seed means the same noise on every device, in every pack, and in diffusers, also that which a stochastic solver
+    adds on the way.
 
     Raises:
         DvgenError: the latents are not finite.
@@ -205,14 +206,18 @@ def sample_latents(stages: Stages, clips: Sequence[Clip], settings: Settings) ->
     first = settings.first_step
     levels = Levels(levels.sigmas[first:], levels.timesteps[first:])
     sigma = float(levels.sigmas[0])
-    x = torch.cat([_begin(_noise(stages.checkpoint, clip)[0], clip.start, sigma).flatten() for clip in clips])
-    x = x.to(stages.device)
+    noise = _Noise(stages.checkpoint, clips)
+    x = _flat([_begin(eps, clip.start, sigma) for eps, clip in zip(noise.draw(), clips, strict=True)]).to(stages.device)
 
     denoiser.expert(float(levels.timesteps[0]))  # loads it, before the steps are timed
     stages.progress("steps", 0, len(levels.timesteps))
     with stages.timed("denoise"):
         x = SOLVERS[settings.solver](
-            denoiser, x, levels, on_step=lambda i, total, *_: stages.progress("steps", i + 1, total)
+            denoiser,
+            x,
+            levels,
+            draw=lambda: _flat(noise.draw()).to(stages.device),
+            on_step=lambda i, total, *_: stages.progress("steps", i + 1, total),
         )
     if not bool(torch.isfinite(x).all()):
         cause = (
@@ -273,9 +278,16 @@ def _latent_size(checkpoint: Checkpoint, clip: Clip) -> tuple[int, int, int, int
     return checkpoint.latent_channels, shape.frames, shape.height, shape.width
 
 
-def _noise(checkpoint: Checkpoint, clip: Clip) -> Tensor:
-    generator = torch.Generator("cpu").manual_seed(clip.seed)
-    return torch.randn((1, *_latent_size(checkpoint, clip)), generator=generator, dtype=torch.float32)
+class _Noise:
+    """The noise of a pack, each clip's out of a generator of its own on the CPU, in float32."""
+
+    def __init__(self, checkpoint: Checkpoint, clips: Sequence[Clip]) -> None:
+        self.sizes = [_latent_size(checkpoint, clip) for clip in clips]
+        self.generators = [torch.Generator("cpu").manual_seed(clip.seed) for clip in clips]
+
+    def draw(self) -> list[Tensor]:
+        """The next numbers of every clip: (C, T, H, W) each."""
+        return [torch.randn(size, generator=g) for size, g in zip(self.sizes, self.generators, strict=True)]
 
 
 class _Denoiser:

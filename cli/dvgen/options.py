@@ -20,7 +20,7 @@ from dit_video.errors import UsageError
 
 T = TypeVar("T")
 
-SOLVERS = ("euler", "heun", "dpmpp-2m", "unipc")
+SOLVERS = ("euler", "heun", "dpmpp-2m", "dpmpp-2m-sde", "unipc")
 SIGMAS = ("release", "diffusers")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda", "mps")

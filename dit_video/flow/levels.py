@@ -7,6 +7,7 @@ and ends in exactly 0. The references differ in the ends of the ramp and in the 
 |--------------|---------------------------------------------|-------------------------------------------------------|
 | unipc        | .999 to 0; integer timesteps                | 1 to .001, the first lowered by 1e-6; integer         |
 | dpmpp-2m     | 1 to 0; integer timesteps                   | .999 to 0; integer timesteps                          |
+| dpmpp-2m-sde | has none, so those of dpmpp-2m              | as dpmpp-2m                                           |
 | euler, heun  | has none, so ours: 1 to 0; 1000 sigma       | 1 to .001 already shifted, shifted again; 1000 sigma  |
 
 The lower end of a ramp gives way to the final 0; diffusers' Euler and Heun keep it and add the 0 after it. Integer
@@ -27,7 +28,7 @@ Level = TypeVar("Level", float, Tensor)
 NUM_TRAIN_TIMESTEPS = 1000
 CONVENTIONS = ("release", "diffusers")
 
-_INTEGER_TIMESTEPS = {"unipc", "dpmpp-2m"}
+_INTEGER_TIMESTEPS = {"unipc", "dpmpp-2m", "dpmpp-2m-sde"}
 
 
 @dataclass(frozen=True)
@@ -118,10 +119,12 @@ def _shifted_twice(steps: int, shift: float) -> list[float]:
 _RAMPS: dict[tuple[str, str], Callable[[int, float], list[float]]] = {
     ("release", "unipc"): _from_999,
     ("release", "dpmpp-2m"): _from_one,
+    ("release", "dpmpp-2m-sde"): _from_one,
     ("release", "euler"): _from_one,
     ("release", "heun"): _from_one,
     ("diffusers", "unipc"): _above_001,
     ("diffusers", "dpmpp-2m"): _complement_from_999,
+    ("diffusers", "dpmpp-2m-sde"): _complement_from_999,
     ("diffusers", "euler"): _shifted_twice,
     ("diffusers", "heun"): _shifted_twice,
 }

@@ -1,12 +1,14 @@
-"""Solvers of the probability-flow ODE: pure functions from noise to latents over a list of noise levels.
+"""Solvers of the probability-flow ODE, and of the SDE with the same marginals.
 
-On the flow path x_sigma = alpha x0 + sigma eps, alpha = 1 - sigma, a step from sigma to sigma' is
+Pure functions from noise to latents over a list of noise levels. On the flow path x_sigma = alpha x0 + sigma eps,
+alpha = 1 - sigma, a step of the ODE from sigma to sigma' is
 
     x' = (sigma' / sigma) x + (1 - sigma' / sigma) x0*
 
 with some estimate x0* of the clean latents over the step, and the solvers differ only in that estimate. At sigma' = 0
-the step gives x0* itself, exactly. The papers write the second factor as alpha' (1 - exp(-h)), where h is the growth
-over the step of lambda = log(alpha / sigma), half the log-SNR, in which the higher orders are polynomial.
+the step gives x0* itself, exactly. A stochastic solver moves further towards x0* and adds new noise up to the level
+sigma', so that errors of earlier steps fade. The papers write the second factor as alpha' (1 - exp(-h)), where h is the
+growth over the step of lambda = log(alpha / sigma), half the log-SNR, in which the higher orders are polynomial.
 """
 
 import math
@@ -18,16 +20,22 @@ from torch import Tensor
 from dit_video.flow.levels import Levels
 
 Denoise = Callable[[Tensor, float, float], Tensor]  # (x, sigma, timestep) -> denoised x0, the shape of x
+Draw = Callable[[], Tensor]  # standard normal numbers in the shape of x, new ones each time
 OnStep = Callable[[int, int, Tensor, Tensor], None]  # (index, total, x after the step, denoised)
 
 
 class Solver(Protocol):
-    """Integrates from `levels.sigmas[0]` to 0; x of any shape (every operation is elementwise)."""
+    """Integrates from `levels.sigmas[0]` to 0; x of any shape (every operation is elementwise).
 
-    def __call__(self, denoise: Denoise, x: Tensor, levels: Levels, *, on_step: OnStep | None = None) -> Tensor: ...
+    Only the stochastic ones draw.
+    """
+
+    def __call__(
+        self, denoise: Denoise, x: Tensor, levels: Levels, *, draw: Draw, on_step: OnStep | None = None
+    ) -> Tensor: ...
 
 
-def euler(denoise: Denoise, x: Tensor, levels: Levels, *, on_step: OnStep | None = None) -> Tensor:
+def euler(denoise: Denoise, x: Tensor, levels: Levels, *, draw: Draw, on_step: OnStep | None = None) -> Tensor:
     """Euler's method, first order; the same as DDIM (Song et al., arXiv 2010.02502) on the flow path. N evaluations."""
     sigmas, timesteps = levels.sigmas.tolist(), levels.timesteps.tolist()
     for i, timestep in enumerate(timesteps):
@@ -38,7 +46,7 @@ def euler(denoise: Denoise, x: Tensor, levels: Levels, *, on_step: OnStep | None
     return x
 
 
-def heun(denoise: Denoise, x: Tensor, levels: Levels, *, on_step: OnStep | None = None) -> Tensor:
+def heun(denoise: Denoise, x: Tensor, levels: Levels, *, draw: Draw, on_step: OnStep | None = None) -> Tensor:
     """Heun's method, second order: Karras et al. (arXiv 2206.00364), algorithm 1. 2N - 1 evaluations.
 
     The velocity d x / d sigma is averaged over both ends of a step; the last step, to sigma 0, is Euler's.
@@ -59,7 +67,7 @@ def heun(denoise: Denoise, x: Tensor, levels: Levels, *, on_step: OnStep | None 
     return x
 
 
-def dpmpp_2m(denoise: Denoise, x: Tensor, levels: Levels, *, on_step: OnStep | None = None) -> Tensor:
+def dpmpp_2m(denoise: Denoise, x: Tensor, levels: Levels, *, draw: Draw, on_step: OnStep | None = None) -> Tensor:
     """DPM-Solver++(2M), second-order multistep: Lu et al. (arXiv 2211.01095), algorithm 2. N evaluations.
 
     First order in the first and the last step, as in diffusers' `DPMSolverMultistepScheduler` (midpoint, final sigma 0)
@@ -79,7 +87,26 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, levels: Levels, *, on_step: OnStep | N
     return x
 
 
-def unipc(denoise: Denoise, x: Tensor, levels: Levels, *, on_step: OnStep | None = None) -> Tensor:
+def dpmpp_2m_sde(denoise: Denoise, x: Tensor, levels: Levels, *, draw: Draw, on_step: OnStep | None = None) -> Tensor:
+    """SDE-DPM-Solver++(2M): Lu et al. (arXiv 2211.01095), appendix; the estimates of `dpmpp_2m`. N evaluations.
+
+    Noise is drawn once a step, as in diffusers' `DPMSolverMultistepScheduler` with "sde-dpmsolver++" (midpoint).
+    """
+    sigmas, timesteps = levels.sigmas.tolist(), levels.timesteps.tolist()
+    previous = None
+    for i, timestep in enumerate(timesteps):
+        denoised = denoise(x, sigmas[i], timestep)
+        estimate = denoised
+        if previous is not None and i + 1 < len(timesteps):
+            estimate = _extrapolated(denoised, previous, *sigmas[i - 1 : i + 2])
+        x = _move_and_renew(x, estimate, draw(), sigmas[i], sigmas[i + 1])
+        previous = denoised
+        if on_step:
+            on_step(i, len(timesteps), x, denoised)
+    return x
+
+
+def unipc(denoise: Denoise, x: Tensor, levels: Levels, *, draw: Draw, on_step: OnStep | None = None) -> Tensor:
     """UniPC-2 with B2(h) and data prediction: Zhao et al. (arXiv 2302.04867), section 3. N evaluations.
 
     Each evaluation also corrects the step that led to it (UniC), at no further cost; then UniP, which at order 2 is the
@@ -104,7 +131,13 @@ def unipc(denoise: Denoise, x: Tensor, levels: Levels, *, on_step: OnStep | None
     return x
 
 
-SOLVERS: dict[str, Solver] = {"euler": euler, "heun": heun, "dpmpp-2m": dpmpp_2m, "unipc": unipc}
+SOLVERS: dict[str, Solver] = {
+    "euler": euler,
+    "heun": heun,
+    "dpmpp-2m": dpmpp_2m,
+    "dpmpp-2m-sde": dpmpp_2m_sde,
+    "unipc": unipc,
+}
 
 
 def _log_snr(sigma: float) -> float:
@@ -120,6 +153,15 @@ def _move(x: Tensor, estimate: Tensor, sigma: float, sigma_next: float) -> Tenso
         return estimate
     ratio = sigma_next / sigma
     return ratio * x + (1 - ratio) * estimate
+
+
+def _move_and_renew(x: Tensor, estimate: Tensor, noise: Tensor, sigma: float, sigma_next: float) -> Tensor:
+    """The same step of the SDE: of the old noise exp(-h) is left, the rest is new. From pure noise all of it is new."""
+    if sigma_next == 0.0:
+        return estimate
+    left = math.exp(_log_snr(sigma) - _log_snr(sigma_next))  # exp(-h)
+    old, renewed = sigma_next / sigma * left, math.sqrt(1 - left * left)
+    return old * x + (1 - sigma_next) * renewed**2 * estimate + sigma_next * renewed * noise
 
 
 def _extrapolated(latest: Tensor, earlier: Tensor, sigma_before: float, sigma: float, sigma_next: float) -> Tensor:

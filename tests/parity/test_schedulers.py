@@ -1,5 +1,7 @@
 """Noise levels and whole trajectories against diffusers' schedulers and numbers recorded from the Wan release."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -32,17 +34,21 @@ def unipc_on_release_levels(shift: float, steps: int):
     return scheduler
 
 
-def dpmpp(shift: float, steps: int):
+def dpmpp(shift: float, steps: int, algorithm: str = "dpmsolver++"):
     scheduler = DPMSolverMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift, solver_type="midpoint"
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        flow_shift=shift,
+        solver_type="midpoint",
+        algorithm_type=algorithm,
     )
     scheduler.set_timesteps(steps)
     return scheduler
 
 
-def dpmpp_on_release_levels(shift: float, steps: int):
+def dpmpp_on_release_levels(shift: float, steps: int, algorithm: str = "dpmsolver++"):
     """diffusers' DPM-Solver++ over the release's `get_sampling_sigmas`, which start from pure noise."""
-    scheduler = dpmpp(shift, steps)
+    scheduler = dpmpp(shift, steps, algorithm)
     sigmas = np.linspace(1, 0, steps + 1)[:steps]
     sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
     scheduler.sigmas = torch.from_numpy(np.append(sigmas, 0).astype(np.float32))
@@ -67,6 +73,8 @@ REFERENCES = {
     ("unipc", "release"): unipc_on_release_levels,
     ("dpmpp-2m", "diffusers"): dpmpp,
     ("dpmpp-2m", "release"): dpmpp_on_release_levels,
+    ("dpmpp-2m-sde", "diffusers"): partial(dpmpp, algorithm="sde-dpmsolver++"),
+    ("dpmpp-2m-sde", "release"): partial(dpmpp_on_release_levels, algorithm="sde-dpmsolver++"),
     ("euler", "diffusers"): euler,
     ("heun", "diffusers"): heun,
 }
@@ -78,25 +86,29 @@ def toy_velocity(x: Tensor, timestep: float) -> Tensor:
     return 1.3 * torch.tanh(1.7 * x + 0.3 * torch.sin(3 * x.roll(1, -1)) + t) - 0.4 * x + 0.5 * np.cos(5 * t)
 
 
-def noise() -> Tensor:
-    return torch.randn(1, 4, 3, 5, 6, generator=torch.Generator().manual_seed(0))
+def noise(seed: int = 0) -> Tensor:
+    return torch.randn(1, 4, 3, 5, 6, generator=torch.Generator().manual_seed(seed))
 
 
 def reference_trajectory(scheduler) -> list[Tensor]:
     scheduler.set_begin_index(0)  # else two first timesteps that are cut to the same integer skip a level
     x, trajectory = noise(), []
+    added = torch.Generator().manual_seed(1)
+    draws = {"generator": added} if isinstance(scheduler, DPMSolverMultistepScheduler) else {}
     for timestep in scheduler.timesteps:
-        x = scheduler.step(toy_velocity(x, timestep.item()), timestep, x, return_dict=False)[0]
+        x = scheduler.step(toy_velocity(x, timestep.item()), timestep, x, return_dict=False, **draws)[0]
         trajectory.append(x)
     return trajectory
 
 
 def our_trajectory(solver: str, convention: str, shift: float, steps: int) -> list[Tensor]:
     trajectory: list[Tensor] = []
+    added = torch.Generator().manual_seed(1)
     SOLVERS[solver](
         lambda x, sigma, timestep: x - sigma * toy_velocity(x, timestep),
         noise(),
         flow_levels(steps, shift=shift, convention=convention, solver=solver),
+        draw=lambda: torch.randn(noise().shape, generator=added),
         on_step=lambda index, total, x, denoised: trajectory.append(x),
     )
     return trajectory

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from dit_video.flow.solvers import SOLVERS
 from dit_video.generate import Clip, Settings, Stages, sample_latents
 from dit_video.known import STILL_GROUPS, Known, encode_frames, encode_known, frames_of, group_of
 from dit_video.models.wan.random import RandomCheckpoint
@@ -77,7 +78,7 @@ class Watched(RandomCheckpoint):
         return dit
 
 
-@pytest.mark.parametrize("solver", ["euler", "heun", "dpmpp-2m", "unipc"])
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_known_patches_never_change_while_the_rest_is_denoised(solver):
     checkpoint = Watched()
     checkpoint.seen.clear()

@@ -13,7 +13,19 @@ from dit_video.flow.solvers import SOLVERS
 
 MEAN = torch.linspace(-2, 2, 7, dtype=torch.float64)
 STD = torch.linspace(0.5, 1.5, 7, dtype=torch.float64)
-ORDERS = {"euler": 1, "heun": 2, "dpmpp-2m": 2, "unipc": 3}  # UniPC-p is of order p + 1 thanks to its corrector
+ORDERS = {
+    "euler": 1,
+    "heun": 2,
+    "dpmpp-2m": 2,
+    "unipc": 3,
+}  # of the ODE's; UniPC-p is of order p + 1 thanks to its corrector
+
+
+def solve(solver: str, denoise, x: Tensor, levels: Levels, **options) -> Tensor:
+    """With the same noise in every element, where the solver adds any."""
+    generator = torch.Generator().manual_seed(5)
+    draw = {"draw": lambda: torch.randn((), generator=generator).expand(x.shape)}
+    return SOLVERS[solver](denoise, x, levels, **(draw | options))
 
 
 def marginal_std(sigma: float) -> Tensor:
@@ -43,7 +55,8 @@ def interior_error(solver: str, steps: int) -> float:
     """The error after `steps` even steps of lambda from sigma .95 to .05, before the last step to 0."""
     sigmas = torch.cat([torch.sigmoid(torch.linspace(3, -3, steps + 1, dtype=torch.float64)), torch.zeros(1)])
     z, seen = gaussian_noise(), []
-    SOLVERS[solver](
+    solve(
+        solver,
         gaussian_denoiser,
         marginal(z, sigmas[0].item()),
         Levels(sigmas, 1000 * sigmas[:-1]),
@@ -52,23 +65,35 @@ def interior_error(solver: str, steps: int) -> float:
     return rms(seen[steps - 1] - marginal(z, sigmas[steps].item()))
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", ORDERS)
 def test_order_of_convergence(solver: str):
     order = math.log2(interior_error(solver, 64) / interior_error(solver, 128))
     assert order == pytest.approx(ORDERS[solver], abs=0.1)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", ORDERS)
 @pytest.mark.parametrize("convention", CONVENTIONS)
 def test_whole_run_reaches_the_known_solution(solver: str, convention: str):
     def error(steps: int) -> float:
         levels = flow_levels(steps, shift=3.0, convention=convention, solver=solver)
         z = gaussian_noise()
-        solved = SOLVERS[solver](gaussian_denoiser, marginal(z, levels.sigmas[0].item()), levels)
+        solved = solve(solver, gaussian_denoiser, marginal(z, levels.sigmas[0].item()), levels)
         return rms(solved - marginal(z, 0.0))
 
     assert error(256) < error(32) < error(8) < 0.3
     assert error(256) < (0.01 if solver == "euler" else 0.001)
+
+
+def test_sde_samples_the_known_distribution():
+    levels = flow_levels(64, shift=3.0, convention="release", solver="dpmpp-2m-sde")
+    generator = torch.Generator().manual_seed(6)
+    x = torch.randn(4000, 7, generator=generator, dtype=torch.float64)
+    draws = lambda: torch.randn(4000, 7, generator=generator, dtype=torch.float64)  # noqa: E731
+    samples = solve("dpmpp-2m-sde", gaussian_denoiser, x, levels, draw=draws)
+    assert ((samples.mean(0) - MEAN) / STD).abs().max() < 0.06
+    assert (samples.std(0) / STD - 1).abs().max() < 0.06
+    independent = torch.corrcoef(torch.stack([samples[:, 0], x[:, 0]]))[0, 1]
+    assert independent.abs() < 0.1  # what it began with is forgotten: that is how errors fade
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -82,7 +107,7 @@ def test_ends_exactly_on_the_last_estimate(solver: str, convention: str, steps: 
         return estimates[-1]
 
     levels = flow_levels(steps, shift=5.0, convention=convention, solver=solver)
-    x = SOLVERS[solver](denoise, torch.randn(4, generator=torch.Generator().manual_seed(1)), levels)
+    x = solve(solver, denoise, torch.randn(4, generator=torch.Generator().manual_seed(1)), levels)
     assert torch.equal(x, estimates[-1])
     assert len(estimates) == (2 * steps - 1 if solver == "heun" else steps)
 
@@ -96,7 +121,7 @@ def test_tells_the_timestep_of_every_level(solver: str):
         asked.append((sigma, timestep))
         return 0.5 * x
 
-    SOLVERS[solver](denoise, torch.ones(1), levels)
+    solve(solver, denoise, torch.ones(1), levels)
     known = list(zip(levels.sigmas.tolist(), levels.timesteps.tolist(), strict=False))
     expected = [known[0], *(level for level in known[1:] for _ in range(2))] if solver == "heun" else known
     assert asked == expected
@@ -110,8 +135,8 @@ def test_elements_do_not_see_each_other(solver: str):
         return torch.sin(2 * x) * (1 - sigma)
 
     clips = torch.randn(3, 2, 4, 5, generator=torch.Generator().manual_seed(2))
-    together = SOLVERS[solver](denoise, clips, levels)
-    alone = torch.stack([SOLVERS[solver](denoise, clip, levels) for clip in clips])
+    together = solve(solver, denoise, clips, levels)
+    alone = torch.stack([solve(solver, denoise, clip, levels) for clip in clips])
     assert torch.equal(together, alone)
 
 
@@ -125,7 +150,7 @@ def test_reports_every_step(solver: str):
         seen.append((index, total))
         last.append((x, denoised))
 
-    x = SOLVERS[solver](lambda x, sigma, timestep: torch.cos(x), torch.ones(3), levels, on_step=on_step)
+    x = solve(solver, lambda x, sigma, timestep: torch.cos(x), torch.ones(3), levels, on_step=on_step)
     assert seen == [(0, 4), (1, 4), (2, 4), (3, 4)]
     assert torch.equal(last[-1][0], x)
     assert torch.equal(last[-1][1], x)
@@ -151,7 +176,7 @@ def test_levels_fall_to_exactly_zero(solver: str, convention: str, steps: int, s
         ({"shift": 0.0}, ["--shift 0", "above 0"]),
         ({"shift": math.nan}, ["--shift nan"]),
         ({"convention": "comfy"}, ["'comfy'", "release, diffusers"]),
-        ({"solver": "ddim"}, ["'ddim'", "dpmpp-2m, euler, heun, unipc"]),
+        ({"solver": "ddim"}, ["'ddim'", "dpmpp-2m, dpmpp-2m-sde, euler, heun, unipc"]),
         ({"steps": 100_000, "shift": 1000.0}, ["coincide", "fewer steps"]),
     ],
 )
