@@ -32,7 +32,7 @@ from dit_video.train.export import DEFAULTS, export
 from dit_video.train.files import INDEX, FileShards, Found, Note, scan
 from dit_video.train.linear_code import LinearCode, load_linear_code
 from dit_video.train.loop import Reporter, Run, StepResult, begin, check_device, fit
-from dit_video.train.lora import FOLDER, Adapted, Lora, build_lora
+from dit_video.train.lora import FOLDER, Adapted, Lora, build_lora, check_kind
 from dit_video.train.optim import EMA, build_optimizers
 from dit_video.train.seeding import numpy_generator, torch_generator
 from dit_video.train.sheets import save_sheet
@@ -156,6 +156,8 @@ def train(config: DiTTrainConfig, *, resume: bool, report: Reporter, note: Note 
     """
     folder = Path(config.out)
     check_device(config.loop)
+    if resume:
+        check_kind(folder, config)
     found = scan(config.files, folder / INDEX, note) if config.files else None
     models = build(config, found, note)  # what it refuses is refused before there is a folder
     begin(folder, resume=resume)

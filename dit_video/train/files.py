@@ -41,7 +41,10 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """A clip of a file: its frames from `start` on, at the rate `fps` (None: each once), and the file's captions."""
+    """A clip of a file: its frames from `start` on, at the rate `fps` (None: each once), and the file's captions.
+
+    shape: the largest that it is trained on.
+    """
 
     path: Path
     start: int
@@ -172,15 +175,16 @@ def _share(name: str) -> float:
 
 
 def _pieces(path: Path, facts: dict[str, Any], captions: tuple[str, ...], config: FilesConfig) -> Iterator[Piece]:
-    own = facts["fps"]
-    fps = config.fps or own
-    even_at = fps if own and (facts["uneven"] or abs(fps / own - 1) > 1e-3) else None
-    frames = facts["frames"] if even_at is None or not own else max(1, round(facts["frames"] * fps / own))
+    rate = facts["fps"]
+    fps = config.fps or rate
+    even_at = fps if rate and (facts["uneven"] or abs(fps / rate - 1) > 1e-3) else None
+    frames = facts["frames"] if even_at is None or not rate else max(1, round(facts["frames"] * fps / rate))
     for start in range(0, frames, config.max_frames):
         count = min(config.max_frames, frames - start)
         if count >= config.min_frames or frames == 1:
-            shape = VideoShape(num_frames=count, height=facts["height"], width=facts["width"])
-            yield Piece(path=path, start=start, shape=shape, fps=even_at, captions=captions)
+            own = VideoShape(num_frames=count, height=facts["height"], width=facts["width"])
+            largest = _scaled(config, own, config.short_side[1] if config.short_side else math.inf)
+            yield Piece(path=path, start=start, shape=largest, fps=even_at, captions=captions)
 
 
 class FileShards:
@@ -279,14 +283,20 @@ def read_piece(piece: Piece, shape: VideoShape) -> np.ndarray:
     return np.stack(frames)
 
 
-def sampled_shape(config: FilesConfig, own: VideoShape, rng: np.random.Generator) -> VideoShape:
-    """The size that a clip of the size `own` has this time."""
-    scale = 1.0
-    if config.short_side is not None:
-        low, high = config.short_side
-        wanted = math.exp(rng.uniform(math.log(low), math.log(high)))
-        scale = min(1.0, wanted / min(own.width, own.height))  # larger than it is would teach blur
-    pixels = own.width * own.height * own.num_frames * scale**2
-    scale *= min(1.0, math.sqrt(config.max_pixels / pixels))
-    width, height = (max(MIN_SIDE, round(side * scale)) for side in (own.width, own.height))
-    return VideoShape(num_frames=own.num_frames, height=height, width=width)
+def sampled_shape(config: FilesConfig, largest: VideoShape, rng: np.random.Generator) -> VideoShape:
+    """The size that a clip of the size `largest` at most has this time."""
+    if config.short_side is None:
+        return _scaled(config, largest, math.inf)
+    low, high = config.short_side
+    return _scaled(config, largest, math.exp(rng.uniform(math.log(low), math.log(high))))
+
+
+def _scaled(config: FilesConfig, shape: VideoShape, short_side: float) -> VideoShape:
+    """`shape` with a shorter side of `short_side` and `max_pixels` pixels at most; never larger than it is, which would
+    teach blur.
+    """
+    pixels = shape.width * shape.height * shape.num_frames
+    scale = min(1.0, short_side / min(shape.width, shape.height), math.sqrt(config.max_pixels / pixels))
+    # Rounded down, so that what was scaled once stays as it is; the little is for products that are whole but for it.
+    width, height = (max(MIN_SIDE, math.floor(side * scale + 1e-6)) for side in (shape.width, shape.height))
+    return VideoShape(num_frames=shape.num_frames, height=height, width=width)

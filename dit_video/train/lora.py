@@ -24,6 +24,7 @@ from dit_video.models.wan.vae import VAEConfig, WanVAE
 from dit_video.shapes import Grid
 from dit_video.text.encoders import TextEncoder
 from dit_video.train.config import DiTArch, DiTTrainConfig
+from dit_video.train.loop import CHECKPOINT
 from dit_video.train.text_cache import TextCache
 
 FOLDER = "lora"  # in a run's folder, beside TEXTS
@@ -113,6 +114,14 @@ class Adapted:
     def load_vae(self, *, dtype: torch.dtype, device: torch.device) -> WanVAE:
         """The autoencoder, in float32."""
         return self.vae.to(device)
+
+
+def check_kind(folder: Path, config: DiTTrainConfig) -> None:
+    """Refuse to resume a run with a LoRA without one, or the other way round. Raises CheckpointError."""
+    had_one = (folder / TEXTS).is_dir()
+    if (folder / CHECKPOINT).is_file() and had_one != bool(config.lora):
+        said = "with a LoRA; resume it with --lora and its rank" if had_one else "without a LoRA; resume it so"
+        raise CheckpointError(f"{folder}: holds a run {said}.")
 
 
 def build_lora(config: DiTTrainConfig, vae: VAEConfig, note: Callable[[str], None]) -> tuple[WanDiT, Lora]:

@@ -12,10 +12,11 @@ import torch
 from dvgen.main import app
 from typer.testing import CliRunner, Result
 
-from dit_video.checkpoints.files import save_tensors
+from dit_video.checkpoints.files import read_header, save_tensors
+from dit_video.train import dit
 from dit_video.video.io import read_frames
 from tests.cli.test_bad_input import ROOT, SCRIPT
-from tests.tiny import tiny_experts_folder, tiny_wan21_folder
+from tests.tiny import tiny_experts_folder, tiny_ti2v_folder, tiny_wan21_folder
 
 SAMPLE = ["sample", "a red ball"]
 CONFIG = 'out = "run"\nautoencoder = "model"\n{keys}[loop]\nsteps = 1\n'
@@ -130,6 +131,35 @@ def test_sample_with_a_lora(tmp_path: Path) -> None:
     assert np.array_equal(frames(f"{lora}:0"), plain)
     back, changed = frames(str(lora), f"{lora}:-1"), frames(str(lora))
     assert np.abs(back - plain.astype(int)).mean() < 0.1 and np.abs(changed - plain.astype(int)).mean() > 2
+
+
+def test_train_on_files_resume_and_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The option takes the place of the config's rank; the result is used as it is."""
+    monkeypatch.setattr(dit, "draw_sheet", lambda *_: None)
+    model, out, clips = tiny_ti2v_folder(tmp_path / "model"), tmp_path / "run", tmp_path / "clips"
+    run("scenes", clips, "--count", "8", "--size", "64x48", "--frames", "9")
+    config = tmp_path / "a.toml"
+    text = (
+        f'out = "{out}"\nautoencoder = "{model}"\ninit_from = "{model}"\nlora = 3\nshard_clips = 4\npack_tokens = 96\n'
+        f'[files]\nfolders = ["{clips}"]\nvalidation = 0.5\n[loop]\nthreads = 1\nlog_every = 1\nema = 0.5\nsteps = '
+    )
+    config.write_text(f"{text}2\n")
+    told = run("train", "dit", config, "--lora", "2", "--dry-run").stdout
+    assert "parameters   0.0 million" in told and not out.exists()
+    assert run("train", "dit", config, "--lora", "2").stdout == f"{out}\n"
+    config.write_text(f"{text}3\n")
+    assert "size mismatch" in run("train", "dit", config, "--resume", code=1).stderr
+    run("train", "dit", config, "--lora", "2", "--resume")
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]
+    assert [line["step"] for line in lines if "validation_loss" in line] == [2, 3]
+    lora = out / "lora" / "pytorch_lora_weights.safetensors"
+    assert {info.shape[0] for name, info in read_header(lora).items() if ".lora_A." in name} == {2}
+    said = run(
+        "sample", "a red ball", "--model", model, "--lora", lora, "--size", "64x48", "--frames", "5", "--steps", "1",
+        "-o", tmp_path / "a.mp4",
+    )  # fmt: skip
+    assert f"{lora}: merged at strength 1 into 20 layers of the transformer\n" in said.stderr
 
 
 def test_both_experts(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ is bit for bit the one that was not stopped, and the text encoder is loaded for 
 import dataclasses
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from dit_video.generate import Clip, Settings, Stages, sample_latents
 from dit_video.models.wan.pipeline import WanCheckpoint
 from dit_video.scenes.files import write_scenes
 from dit_video.shapes import VideoShape
+from dit_video.text.encoders import TextEncoder
 from dit_video.train import dit
 from dit_video.train.config import DiTArch, DiTTrainConfig, FilesConfig, LoopConfig, OptimConfig, PhaseConfig
 from dit_video.train.dry_run import dry_run
@@ -261,11 +263,38 @@ def test_what_does_not_fit_is_refused(model, tmp_path):
     refused(r"its dim is 32, and this config's \[arch\] has 64; with lora leave \[arch\] out", arch=DiTArch(dim=64))
 
 
+def test_an_interrupted_cache_goes_on(model, tmp_path, monkeypatch):
+    """What was embedded before an interruption is not embedded again."""
+    texts = dit.build(config(model, tmp_path / "run")).lora.texts
+    captions = ["a red ball", "a blue ball", "a green star", "a cat"]
+    real, embedded = TextEncoder.encode, []
+
+    def encode(self, prompts):
+        if len(embedded) == 2:
+            embedded.append("interrupted")
+            raise KeyboardInterrupt
+        embedded.extend(prompts)
+        return real(self, prompts)
+
+    monkeypatch.setattr(TextEncoder, "encode", encode)
+    with pytest.raises(KeyboardInterrupt):
+        texts.fill(captions)
+    assert len([*(tmp_path / "run" / "text").rglob("*.*")]) == 2
+    texts.fill(captions)
+    assert sorted(set(embedded) - {"interrupted"}) == sorted(captions) and len(embedded) == 5
+    assert texts.encoder is None
+
+
 def test_a_run_of_another_kind_is_not_resumed(model, tmp_path):
     wanted = config(model, tmp_path / "run", steps=1)
     dit.train(wanted, resume=False, report=silent)
     with pytest.raises(CheckpointError, match="is not of this config's architecture"):
         dit.train(dataclasses.replace(wanted, lora=2), resume=True, report=silent)
+    with pytest.raises(CheckpointError, match="run: holds a run with a LoRA; resume it with --lora and its rank"):
+        dit.train(dataclasses.replace(wanted, lora=0), resume=True, report=silent)
+    shutil.rmtree(tmp_path / "run" / "text")
+    with pytest.raises(CheckpointError, match="run: holds a run without a LoRA; resume it so"):
+        dit.train(wanted, resume=True, report=silent)
 
 
 def test_known_frames_that_are_new_to_a_model_are_said(model, tmp_path):

@@ -19,7 +19,7 @@ from dit_video.shapes import Grid, VideoShape
 from dit_video.train import dit
 from dit_video.train.config import DiTArch, DiTTrainConfig, FilesConfig, LoopConfig, OptimConfig, load_config
 from dit_video.train.dry_run import dry_run
-from dit_video.train.files import FileShards, scan
+from dit_video.train.files import FileShards, sampled_shape, scan
 from dit_video.video.io import write_video
 
 GRID = Grid(stride=(4, 16, 16), patch=(1, 2, 2))
@@ -77,6 +77,21 @@ def test_long_videos_become_several_clips_and_rates_can_be_set(folder: Path):
     _, found, _ = found_in(folder, fps=4)
     wide = next(p for p in found.training if p.path.name == "wide.mp4")
     assert (wide.fps, wide.shape.num_frames) == (4, 12)
+
+
+def test_sizes_that_are_trained_on_are_what_is_reported(folder: Path):
+    """A dry run and the model's defaults go by them: with `max_pixels` and `short_side`, not the files' own."""
+    _, found, _ = found_in(folder, max_pixels=40_000)
+    for piece in found.training:
+        assert piece.shape.num_frames * piece.shape.height * piece.shape.width <= 40_000
+        assert sampled_shape(FilesConfig(folders=("x",), max_pixels=40_000), piece.shape, None) == piece.shape
+    config, found, _ = found_in(folder, short_side=(16, 24))
+    sides = {piece.path.name: (piece.shape.width, piece.shape.height) for piece in found.training}
+    assert sides == {"wide.mp4": (48, 24), "tall.mp4": (24, 48), "picture.png": (36, 24)}
+    wide = next(piece.shape for piece in found.training if piece.path.name == "wide.mp4")
+    drawn = {sampled_shape(config, wide, np.random.default_rng(n)).height for n in range(40)}
+    assert min(drawn) >= 16 and max(drawn) <= 24 and len(drawn) > 4
+    assert dit.defaults_of_files(found)["size"] in ("48x24", "24x48")
 
 
 def test_some_files_are_kept_for_validation_and_always_the_same(folder: Path):
