@@ -30,6 +30,7 @@ from dit_video.train.config import DiTArch, DiTTrainConfig
 from dit_video.train.data import Example, PackStream, SceneShards, Shards
 from dit_video.train.export import DEFAULTS, export
 from dit_video.train.files import INDEX, FileShards, Found, Note, scan
+from dit_video.train.grow import deepened
 from dit_video.train.linear_code import LinearCode, load_linear_code
 from dit_video.train.loop import Reporter, Run, StepResult, begin, check_device, fit
 from dit_video.train.lora import FOLDER, Adapted, Lora, build_lora, check_kind
@@ -97,6 +98,8 @@ def dit_config(arch: DiTArch, z_dim: int) -> DiTConfig:
 def build(config: DiTTrainConfig, found: Found | None = None, note: Note = lambda _: None) -> Models:
     """Fresh models (seeded), or those of `init_from`, a diffusers folder of the same architecture; on the CPU.
 
+    A transformer of fewer layers than [arch] has is deepened.
+
     found: the files that are trained on, where it is files: fresh models know the words of their captions.
     """
     vae = load_autoencoder(Path(config.autoencoder)).requires_grad_(False)
@@ -119,9 +122,14 @@ def build(config: DiTTrainConfig, found: Found | None = None, note: Note = lambd
     )
     if config.init_from:
         checkpoint = WanCheckpoint.open(Path(config.init_from))
-        if checkpoint.dit != dit.config:
+        layers, wanted = checkpoint.dit.num_layers, dit.config.num_layers
+        if dataclasses.replace(checkpoint.dit, num_layers=wanted) != dit.config or layers > wanted:
             raise CheckpointError(f"{config.init_from}: its transformer is of another size than this config's [arch].")
-        dit.load_state_dict(checkpoint.load_dit(dtype=torch.float32, device="cpu").state_dict())
+        weights = checkpoint.load_dit(dtype=torch.float32, device="cpu").state_dict()
+        if layers < wanted:
+            note(f"{config.init_from}: its transformer of {layers} layers is deepened to {wanted}.")
+            weights = deepened(weights, layers, wanted)
+        dit.load_state_dict(weights)
         if not dit.guarded:
             raise CheckpointError(f"{config.init_from}: its cross-attention has no channel that keeps the padding out.")
         try:

@@ -1,9 +1,12 @@
 """How the DiT starts training: every block the identity, the words of a prompt not drowned by its padding."""
 
+import dataclasses
+
 import torch
 import torch.nn.functional as F
 
 from dit_video.models.wan.dit import DiTConfig, WanDiT
+from dit_video.train.grow import deepened
 from dit_video.train.optim import build_optimizers
 
 CONFIG = DiTConfig(dim=256, ffn_dim=512, num_heads=4, num_layers=3, in_dim=8, out_dim=8, text_dim=128)
@@ -43,6 +46,26 @@ def test_every_branch_learns():
                 parameter.grad = None
     still = [name for name, parameter in model.named_parameters() if torch.equal(parameter, start[name])]
     assert not still
+
+
+@torch.no_grad()
+def test_a_deeper_transformer_begins_as_the_same_function():
+    model = fresh_model()
+    for parameter in model.parameters():
+        parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3))
+    deep = WanDiT(dataclasses.replace(CONFIG, num_layers=5))
+    deep.load_state_dict(deepened(model.state_dict(), 3, 5))
+    latent, levels, prompt = torch.randn(8, 2, 6, 6), torch.tensor([300.0, 700.0]), torch.randn(6, CONFIG.text_dim)
+    (few,), (many,) = (net([latent], [levels], net.encode_text([prompt]), [0]) for net in (model, deep))
+    assert few.abs().max() > 0.1
+    torch.testing.assert_close(many, few)
+
+
+def test_new_blocks_are_spread_over_the_inner_ones():
+    state = {f"blocks.{index}.ffn.0.weight": torch.tensor(float(index)) for index in range(6)}
+    deep = deepened(state | {"head.weight": torch.tensor(9.0)}, 6, 10)
+    order = [int(deep[f"blocks.{index}.ffn.0.weight"]) for index in range(10)]
+    assert order == [0, 1, 1, 2, 2, 3, 3, 4, 4, 5] and deep["head.weight"] == 9.0
 
 
 @torch.no_grad()

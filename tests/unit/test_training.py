@@ -179,6 +179,12 @@ def test_a_transformer_begins_from_another(trained, tmp_path):
     wide = dataclasses.replace(config, init_from=str(model), arch=dataclasses.replace(config.arch, text_ffn=48))
     with pytest.raises(CheckpointError, match="its text encoder is of another size"):
         dit.build(wide)
+    notes = []
+    deep = dataclasses.replace(config, init_from=str(model), arch=dataclasses.replace(config.arch, num_layers=4))
+    assert config.arch.num_layers < 4 and len(dit.build(deep, note=notes.append).dit.blocks) == 4
+    assert len(notes) == 1 and "deepened to 4" in notes[0]
+    with pytest.raises(CheckpointError, match="of another size than this config's"):
+        dit.build(dataclasses.replace(deep, arch=dataclasses.replace(config.arch, ffn_dim=48)))
     with pytest.raises(CheckpointError, match="no channel that keeps the padding out"):
         dit.build(dataclasses.replace(config, init_from=str(without_guards(model, tmp_path / "free"))))
 
