@@ -15,7 +15,7 @@ from dit_video.shapes import MIN_SIDE, MIN_TILE, Grid, VideoShape
 if TYPE_CHECKING:
     import torch
 
-    from dit_video.checkpoints.files import Summary
+    from dit_video.checkpoints.headers import Summary
     from dit_video.models.wan.dit import DiTConfig
     from dit_video.models.wan.vae import VAEConfig
 

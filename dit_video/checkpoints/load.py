@@ -13,7 +13,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from dit_video.checkpoints.files import LOADABLE, TensorInfo, save_tensors, some
+from dit_video.checkpoints.files import save_tensors, some
+from dit_video.checkpoints.headers import LOADABLE, TensorInfo
 from dit_video.checkpoints.keymap import Layout
 from dit_video.errors import CheckpointError
 

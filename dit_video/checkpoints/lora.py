@@ -13,7 +13,8 @@ from math import sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dit_video.checkpoints.files import LOADABLE, TensorInfo, read_header, read_metadata, save_tensors, some
+from dit_video.checkpoints.files import save_tensors, some
+from dit_video.checkpoints.headers import LOADABLE, TensorInfo, read_header, read_metadata
 from dit_video.checkpoints.keymap import Layout
 from dit_video.errors import CheckpointError
 

@@ -12,7 +12,8 @@ import torch
 from dvgen.main import app
 from typer.testing import CliRunner, Result
 
-from dit_video.checkpoints.files import read_header, save_tensors
+from dit_video.checkpoints.files import save_tensors
+from dit_video.checkpoints.headers import read_header
 from dit_video.train import dit
 from dit_video.video.io import read_frames
 from tests.cli.test_bad_input import ROOT, SCRIPT

@@ -10,15 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dit_video.checkpoints import files
-from dit_video.checkpoints.files import (
-    find_checkpoint,
-    read_header,
-    read_headers,
-    read_json,
-    replacing_folder,
-    save_tensors,
-    summarize,
-)
+from dit_video.checkpoints.files import find_checkpoint, read_headers, read_json, replacing_folder, save_tensors
+from dit_video.checkpoints.headers import read_header, summarize
 from dit_video.checkpoints.keymap import Layout, Row
 from dit_video.checkpoints.load import load_into, save_model
 from dit_video.errors import CheckpointError

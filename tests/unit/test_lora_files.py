@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dit_video.checkpoints.files import read_header, save_tensors
+from dit_video.checkpoints.files import save_tensors
+from dit_video.checkpoints.headers import read_header
 from dit_video.checkpoints.lora import METADATA, describe, read_lora, save_lora
 from dit_video.errors import CheckpointError
 from dit_video.models.wan.layouts import DIFFUSERS

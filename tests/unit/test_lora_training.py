@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dit_video.checkpoints.files import read_header
+from dit_video.checkpoints.headers import read_header
 from dit_video.checkpoints.lora import FILE, read_lora
 from dit_video.errors import CheckpointError, DvgenError
 from dit_video.generate import Clip, Settings, Stages, sample_latents

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from dit_video.checkpoints.files import Summary
+from dit_video.checkpoints.headers import Summary
 from dit_video.errors import UsageError
 from dit_video.machine import available_memory
 from dit_video.models.wan.random import RandomCheckpoint

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from dit_video.checkpoints.files import Summary
+from dit_video.checkpoints.headers import Summary
 from dit_video.checkpoints.lora import Fitted
 from dit_video.models.wan.defaults import Defaults
 from dit_video.models.wan.dit import DiTConfig

@@ -14,14 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dit_video.checkpoints.files import (
-    TensorInfo,
-    read_headers,
-    read_json,
-    replacing_folder,
-    summarize,
-    write_json,
-)
+from dit_video.checkpoints.files import read_headers, read_json, replacing_folder, write_json
+from dit_video.checkpoints.headers import TensorInfo, summarize
 from dit_video.checkpoints.load import load_into, save_model
 from dit_video.checkpoints.lora import Lora, fit, merged
 from dit_video.errors import CheckpointError, UsageError
