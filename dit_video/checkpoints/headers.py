@@ -20,7 +20,7 @@ BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, 
     "F8_E4M3": 1,
     "F8_E5M2": 1,
 }
-LOADABLE = ("F64", "F32", "F16", "BF16")  # of weights
+FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")  # of weights
 _NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I8": "int8", "U8": "uint8"} | {
     "F8_E4M3": "float8_e4m3fn",
     "F8_E5M2": "float8_e5m2",

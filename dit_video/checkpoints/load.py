@@ -3,19 +3,19 @@
 Nothing is read before everything fits, and nothing is kept twice: a tensor of the right dtype stays a map of its file.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dit_video.checkpoints.files import save_tensors, some
-from dit_video.checkpoints.headers import LOADABLE, TensorInfo
+from dit_video.checkpoints.headers import FLOATS, TensorInfo
 from dit_video.checkpoints.keymap import Layout
+from dit_video.checkpoints.stored import Stored, loadable
 from dit_video.errors import CheckpointError
 
 M = TypeVar("M", bound=nn.Module)
@@ -44,7 +44,7 @@ def load_into(
 
     Args:
         build: makes the module; it runs without allocating parameters.
-        tensors: the headers, from `read_header` or `read_headers`.
+        tensors: the headers, from `describe`, `read_header` or `read_headers`.
         layout: translates the checkpoint's names to the module's.
         dtype: of the parameters and persistent buffers.
         float32_names: names (the module's) that are float32 whatever `dtype` is.
@@ -57,9 +57,10 @@ def load_into(
         module = build()
     sources = _match(module, tensors, layout)
     for file, group in groupby(sorted(sources.items(), key=lambda item: item[1].file), key=lambda item: item[1].file):
-        for name, tensor in _read(file, {info.name: name for name, info in group}):
-            target = torch.float32 if float32_names(name) else dtype
-            _assign(module, name, change(name, tensor.to(device)).to(target))
+        with Stored(file) as stored:
+            for name, info in group:
+                target = torch.float32 if float32_names(name) else dtype
+                _assign(module, name, change(name, stored.get(info).to(device)).to(target))
     for name, value in [*module.named_parameters(), *module.named_buffers()]:
         if value.is_meta:
             raise CheckpointError(f"{name}: no tensor of the checkpoint gives it a value.")
@@ -98,21 +99,11 @@ def _match(module: nn.Module, tensors: Mapping[str, TensorInfo], layout: Layout)
         if info.shape != tuple(wanted[name].shape):
             expected = list(wanted[name].shape)
             raise CheckpointError(f"{info.file}: tensor {info.name!r} is {list(info.shape)}; it must be {expected}.")
-        if info.dtype not in LOADABLE:
+        if not loadable(info):
             raise CheckpointError(
-                f"{info.file}: tensor {info.name!r} is {info.dtype}; it must be one of {', '.join(LOADABLE)}."
+                f"{info.file}: tensor {info.name!r} is {info.dtype}; it must be one of {', '.join(FLOATS)}."
             )
     return sources
-
-
-def _read(file: Path, names: Mapping[str, str]) -> Iterable[tuple[str, Tensor]]:
-    """(our name, tensor) for each of `names` (theirs -> ours), one at a time."""
-    try:
-        with safe_open(file, framework="pt", device="cpu") as stored:
-            for theirs, ours in names.items():
-                yield ours, stored.get_tensor(theirs)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file}: cannot be read ({error}).") from error
 
 
 def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:

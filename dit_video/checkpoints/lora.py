@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dit_video.checkpoints.files import save_tensors, some
-from dit_video.checkpoints.headers import LOADABLE, TensorInfo, read_header, read_metadata
+from dit_video.checkpoints.headers import FLOATS, TensorInfo, read_header, read_metadata
 from dit_video.checkpoints.keymap import Layout
 from dit_video.errors import CheckpointError
 
@@ -111,8 +111,8 @@ def _factors(file: Path, layer: str, pair: Mapping[str, TensorInfo], scales: "_S
         shapes = f"{list(up.shape)} and {list(down.shape)}"
         raise CheckpointError(f"{file}: the factors of layer {layer!r} are {shapes}, which have no product.")
     for info in (down, up):
-        if info.dtype not in LOADABLE:
-            raise CheckpointError(f"{file}: {info.name!r} is {info.dtype}; it must be one of {', '.join(LOADABLE)}.")
+        if info.dtype not in FLOATS:
+            raise CheckpointError(f"{file}: {info.name!r} is {info.dtype}; it must be one of {', '.join(FLOATS)}.")
     return Factors(down=down, up=up, scale=scales.of(layer, down.shape[0]))
 
 
@@ -203,22 +203,14 @@ def merged(loras: Sequence[Fitted], part: str, name: str, weight: "Tensor") -> "
     """
     import torch
 
+    from dit_video.checkpoints.stored import read_tensor
+
     for fitted in loras:
         if (factors := fitted.parts.get(part, {}).get(name)) is None:
             continue
-        up, down = (_read(info).to(weight.device, torch.float32) for info in (factors.up, factors.down))
+        up, down = (read_tensor(info).to(weight.device, torch.float32) for info in (factors.up, factors.down))
         weight = torch.addmm(weight.float(), up, down, alpha=fitted.lora.strength * factors.scale)
     return weight
-
-
-def _read(info: TensorInfo) -> "Tensor":
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(info.file, framework="pt", device="cpu") as stored:
-            return stored.get_tensor(info.name)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{info.file}: cannot be read ({error}).") from error
 
 
 def describe(fitted: Fitted, transformers: int) -> str:

@@ -145,9 +145,8 @@ def test_loaded_weights_outlive_their_file(saved: tuple[Small, Path]) -> None:
         ({"tab": torch.zeros(1, 4)}, r"tensor 'tab' is \[1, 4\]; it must be \[1, 3\]\.$"),
         (
             {"tab": torch.zeros(1, 3, dtype=torch.int64)},
-            r"tensor 'tab' is I64; it must be one of F64, F32, F16, BF16\.$",
+            r"tensor 'tab' is I64; it must be one of F64, F32, F16, BF16, F8_E4M3, F8_E5M2\.$",
         ),
-        ({"tab": torch.zeros(1, 3).to(torch.float8_e4m3fn)}, r"tensor 'tab' is F8_E4M3; it must be one of"),
     ],
 )
 def test_tensors_that_do_not_fit(saved: tuple[Small, Path], changes: dict[str, Tensor | None], message: str) -> None:
@@ -187,7 +186,7 @@ def test_parameter_that_nothing_fills(saved: tuple[Small, Path]) -> None:
 
 def test_names_are_checked_before_any_data_is_read(saved: tuple[Small, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     edit(saved[1], tab=None)
-    monkeypatch.setattr("dit_video.checkpoints.load.safe_open", lambda *_, **__: pytest.fail("data was read"))
+    monkeypatch.setattr("dit_video.checkpoints.load.Stored", lambda *_, **__: pytest.fail("data was read"))
     with pytest.raises(CheckpointError, match="missing"):
         reload(saved[1])
 

@@ -1,0 +1,242 @@
+"""Tensors in the file formats that people have: safetensors, GGUF, and the pickles of PyTorch.
+
+`describe` says what a file holds without reading the numbers, `Stored` reads them tensor by tensor. Both keep to maps
+of the file: nothing is in memory before it is asked for.
+
+GGUF (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md) is read by the `gguf` package. Its files for diffusion
+models keep the original names, shapes with the last axis first, and where a shape had to be changed the original one in
+`comfy.gguf.orig_shape.NAME`. Pickles are read with `weights_only`, which runs no code of theirs.
+"""
+
+import math
+import pickle
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dit_video.checkpoints.headers import BYTES, FLOATS, TensorInfo, read_header, reason
+from dit_video.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader
+
+PICKLES = (".pth", ".pt", ".bin")
+SUFFIXES = (".safetensors", ".sft", ".gguf", *PICKLES)
+"""Of the names of the files that can be read."""
+
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+_ORIGINAL_SHAPE = "comfy.gguf.orig_shape."
+
+
+def describe(file: Path) -> dict[str, TensorInfo]:
+    """The tensors of a file by name, whatever its format.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, of an unknown format, or a pickle with code in it.
+    """
+    kind = file.suffix.lower()
+    if kind in (".safetensors", ".sft"):
+        return read_header(file)
+    if kind == ".gguf":
+        return _describe_gguf(file)
+    if kind in PICKLES:
+        return _describe_pickle(file)
+    raise CheckpointError(f"{file}: is none of the formats that are read, which end in {', '.join(SUFFIXES)}.")
+
+
+class Stored:
+    """An open file of tensors; a context manager."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._close: Callable[..., Any] = lambda *_: None
+        kind = file.suffix.lower()
+        if kind == ".gguf":
+            self._read = _gguf_tensors(file)
+        elif kind in PICKLES:
+            self._read = _pickled(*_stamp(file)).__getitem__
+        else:
+            from safetensors import safe_open
+
+            with self._explained():
+                opened = safe_open(file, framework="pt", device="cpu").__enter__()
+            self._read, self._close = opened.get_tensor, opened.__exit__
+
+    def __enter__(self) -> "Stored":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close(kind, error, trace)
+
+    def get(self, info: TensorInfo) -> Tensor:
+        """A tensor of this file on the CPU: a map of the file where it is stored as it is, float32 if it is quantised.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        tensor = self._get(info)
+        if info.scale is None:
+            return tensor
+        return scaled(tensor, self._get(info.scale))
+
+    def _get(self, info: TensorInfo) -> Tensor:
+        with self._explained():
+            tensor = self._read(info.name)
+        return tensor if tuple(tensor.shape) == info.shape else tensor.reshape(info.shape)
+
+    def _explained(self) -> "_Explained":
+        return _Explained(self.file)
+
+
+def read_tensor(info: TensorInfo) -> Tensor:
+    """One tensor of its file, as `Stored.get` gives it. Raises CheckpointError."""
+    with Stored(info.file) as stored:
+        return stored.get(info)
+
+
+class _Explained:
+    """Errors of reading, which every library raises in its own way, as one sentence."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if isinstance(error, Exception) and not isinstance(error, CheckpointError):
+            raise CheckpointError(f"{self.file}: cannot be read ({reason(error)}).") from error
+
+
+def scaled(tensor: Tensor, scale: Tensor) -> Tensor:
+    """A quantised tensor (out, ...) times its scale, float32.
+
+    scale: one number, one for each row, (out,) or (out, 1), or one for each block, (out / g, in / g).
+    """
+    scale = scale.float()
+    if scale.numel() == 1:
+        return tensor.float() * scale.reshape(())
+    if scale.ndim == 1:
+        return tensor.float() * scale.view(-1, *[1] * (tensor.ndim - 1))
+    down, across = (side // blocks for side, blocks in zip(tensor.shape, scale.shape, strict=True))
+    blocks = tensor.float().view(scale.shape[0], down, scale.shape[1], across)
+    return (blocks * scale[:, None, :, None]).view(tensor.shape)
+
+
+def _stamp(file: Path) -> tuple[Path, int, int]:
+    """What tells whether a file is still the one that was read. Raises CheckpointError."""
+    try:
+        found = file.stat()
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({reason(error)}).") from error
+    return file, found.st_size, found.st_mtime_ns
+
+
+# Pickles.
+
+
+@lru_cache(maxsize=4)
+def _pickled(file: Path, size: int, modified: int) -> dict[str, Tensor]:
+    """The tensors of a file that torch.save wrote, as maps of it."""
+    try:
+        found = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    except pickle.UnpicklingError as error:
+        detail = "it holds code" if "Unsupported" in str(error) or "weights_only" in str(error) else "it is damaged"
+        raise CheckpointError(f"{file}: is not a file of tensors alone ({detail}); nothing of it was run.") from error
+    except Exception as error:  # zip and pickle files can be wrong in every way
+        advice = "a file of torch.save in its zip format is needed"
+        raise CheckpointError(f"{file}: cannot be read ({_first_line(error)}); {advice}.") from error
+    if isinstance(found, dict) and set(found) == {"state_dict"}:
+        found = found["state_dict"]
+    if not isinstance(found, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in found.items()
+    ):
+        raise CheckpointError(f"{file}: holds something other than named tensors.")
+    return found
+
+
+def _describe_pickle(file: Path) -> dict[str, TensorInfo]:
+    tensors = {}
+    for name, tensor in _pickled(*_stamp(file)).items():
+        if tensor.dtype not in _CODES:
+            raise CheckpointError(f"{file}: tensor {name!r} has the dtype {tensor.dtype}, which is not supported.")
+        code, shape = _CODES[tensor.dtype], tuple(tensor.shape)
+        tensors[name] = TensorInfo(name=name, dtype=code, shape=shape, file=file, nbytes=tensor.numel() * BYTES[code])
+    return tensors
+
+
+def _first_line(error: Exception) -> str:
+    return (reason(error).splitlines() or [type(error).__name__])[0]
+
+
+# GGUF.
+
+
+@lru_cache(maxsize=2)
+def _gguf(file: Path, size: int, modified: int) -> "GGUFReader":
+    from gguf import GGUFReader
+
+    try:
+        return GGUFReader(file, "c")  # copy on write: torch wants memory that it may write to
+    except Exception as error:  # the package checks little: wrong numbers end as any error
+        raise CheckpointError(f"{file}: is not a GGUF file, or damaged ({_first_line(error)}).") from error
+
+
+def gguf_field(file: Path, name: str) -> Any:
+    """A value of a GGUF file's metadata, None where it has none. Raises CheckpointError."""
+    field = _gguf(*_stamp(file)).get_field(name)
+    try:
+        return None if field is None else field.contents()
+    except Exception as error:
+        raise CheckpointError(f"{file}: its field {name!r} is damaged ({_first_line(error)}).") from error
+
+
+def _describe_gguf(file: Path) -> dict[str, TensorInfo]:
+    tensors = {}
+    for tensor in _gguf(*_stamp(file)).tensors:
+        shape = tuple(int(side) for side in reversed(tensor.shape.tolist()))
+        original = gguf_field(file, _ORIGINAL_SHAPE + tensor.name)
+        if original is not None:
+            if math.prod(original) != math.prod(shape):
+                raise CheckpointError(f"{file}: tensor {tensor.name!r} is {list(shape)}, which is not {original}.")
+            shape = tuple(original)
+        kind = tensor.tensor_type.name
+        tensors[tensor.name] = TensorInfo(
+            name=tensor.name, dtype=kind, shape=shape, file=file, nbytes=int(tensor.n_bytes)
+        )
+    return tensors
+
+
+def _gguf_tensors(file: Path) -> Callable[[str], Tensor]:
+    from gguf import GGMLQuantizationType, dequantize
+
+    plain = (GGMLQuantizationType.F32, GGMLQuantizationType.F16)
+    by_name = {tensor.name: tensor for tensor in _gguf(*_stamp(file)).tensors}
+
+    def read(name: str) -> Tensor:
+        tensor = by_name[name]
+        if tensor.tensor_type == GGMLQuantizationType.BF16:
+            return torch.from_numpy(tensor.data.view("int16")).view(torch.bfloat16)
+        if tensor.tensor_type in plain:
+            return torch.from_numpy(tensor.data)
+        return torch.from_numpy(dequantize(tensor.data, tensor.tensor_type))
+
+    return read
+
+
+def loadable(info: TensorInfo) -> bool:
+    """Whether a tensor stands for real numbers: floats, or what is quantised and has its scale, in its blocks (GGUF) or
+    beside it."""
+    return info.dtype in FLOATS or info.scale is not None or info.dtype not in BYTES
