@@ -53,7 +53,7 @@ def edit_json(file: Path, **changes: Any) -> None:
 
 
 def test_description_from_headers_alone(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dit_video.checkpoints.load.safe_open", lambda *_, **__: pytest.fail("weights were read"))
+    monkeypatch.setattr("dit_video.checkpoints.load.Stored", lambda *_, **__: pytest.fail("weights were read"))
     wan21, ti2v = open_checkpoint(tiny["wan21"]), open_checkpoint(tiny["ti2v"])
     assert (wan21.family, wan21.layout, wan21.variant) == ("wan", "diffusers", "custom")
     assert (wan21.grid, wan21.latent_channels) == (Grid(stride=(4, 8, 8)), 16)
