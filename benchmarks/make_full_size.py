@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from dit_video.models.wan.dit import WanDiT
-from dit_video.models.wan.pipeline import save_folder
+from dit_video.models.wan.folder import save_folder
 from dit_video.models.wan.vae import WanVAE
 from dit_video.models.wan.variants import VARIANTS
 from dit_video.scenes.captions import words

@@ -44,7 +44,7 @@ def load_into(
 
     Args:
         build: makes the module; it runs without allocating parameters.
-        tensors: the headers, from `describe`, `read_header` or `read_headers`.
+        tensors: the headers by their names in `layout`, as from `read_headers` or of a `Part`.
         layout: translates the checkpoint's names to the module's.
         dtype: of the parameters and persistent buffers.
         float32_names: names (the module's) that are float32 whatever `dtype` is.
@@ -82,8 +82,8 @@ def save_model(module: nn.Module, file: Path, layout: Layout, dtype: torch.dtype
 def _match(module: nn.Module, tensors: Mapping[str, TensorInfo], layout: Layout) -> dict[str, TensorInfo]:
     """The checkpoint's tensors by our names, once they are exactly those of the module."""
     sources: dict[str, TensorInfo] = {}
-    for info in tensors.values():
-        name = layout.to_ours(info.name)
+    for theirs, info in tensors.items():
+        name = layout.to_ours(theirs)
         if name in sources:
             raise CheckpointError(
                 f"{info.file}: {info.name!r} and {sources[name].name!r} are both the tensor {name!r}."

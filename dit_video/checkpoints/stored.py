@@ -25,8 +25,9 @@ from dit_video.errors import CheckpointError
 if TYPE_CHECKING:
     from gguf import GGUFReader
 
+SAFETENSORS = (".safetensors", ".sft")
 PICKLES = (".pth", ".pt", ".bin")
-SUFFIXES = (".safetensors", ".sft", ".gguf", *PICKLES)
+SUFFIXES = (*SAFETENSORS, ".gguf", *PICKLES)
 """Of the names of the files that can be read."""
 
 _DTYPES = {
@@ -45,7 +46,7 @@ def describe(file: Path) -> dict[str, TensorInfo]:
         CheckpointError: the file is missing, damaged, of an unknown format, or a pickle with code in it.
     """
     kind = file.suffix.lower()
-    if kind in (".safetensors", ".sft"):
+    if kind in SAFETENSORS:
         return read_header(file)
     if kind == ".gguf":
         return _describe_gguf(file)

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from dit_video.errors import CheckpointError
 from dit_video.models import open_checkpoint
+from dit_video.models.wan.folder import save_folder
 from dit_video.models.wan.layouts import config_to_diffusers
-from dit_video.models.wan.pipeline import WanCheckpoint, save_folder
+from dit_video.models.wan.pipeline import WanCheckpoint
 from dit_video.models.wan.vae_layouts import diffusers_config
 from dit_video.models.wan.variants import VARIANTS
 from dit_video.shapes import Grid

@@ -1,79 +1,38 @@
-"""A Wan checkpoint as a diffusers folder: described from headers and configs alone, loaded stage by stage, and written.
-
-    model_index.json  transformer/  [transformer_2/]  vae/  text_encoder/  tokenizer/  scheduler/  [dvgen.json]
-
-transformer is the high-noise expert and transformer_2 the low-noise one where there are two (Wan 2.2 A14B). dvgen.json
-is ours: it holds the defaults that diffusers has no field for, and diffusers passes over it.
-"""
+"""A Wan checkpoint: what is known of it from headers and configs, and the way to load its stages."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dit_video.checkpoints.files import read_headers, read_json, replacing_folder, write_json
-from dit_video.checkpoints.headers import TensorInfo, summarize
-from dit_video.checkpoints.load import load_into, save_model
+from dit_video.checkpoints.load import load_into
 from dit_video.checkpoints.lora import Lora, fit, merged
-from dit_video.errors import CheckpointError, UsageError
-from dit_video.flow.levels import CONVENTIONS
-from dit_video.flow.solvers import SOLVERS
-from dit_video.models.wan.defaults import Defaults
+from dit_video.checkpoints.parts import Part
 from dit_video.models.wan.described import DescribedModel
-from dit_video.models.wan.dit import WanDiT
-from dit_video.models.wan.layouts import DIFFUSERS, LAYOUTS, config_from_diffusers, config_to_diffusers
-from dit_video.models.wan.vae import WanVAE
-from dit_video.models.wan.vae_layouts import diffusers_config, diffusers_layout, from_diffusers_config
+from dit_video.models.wan.dit import DiTConfig, WanDiT
+from dit_video.models.wan.layouts import LAYOUTS
+from dit_video.models.wan.vae import VAEConfig, WanVAE
 from dit_video.models.wan.variants import VARIANTS
-from dit_video.shapes import parse_size
 from dit_video.text.encoders import TextEncoder
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-    from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
-
-SCHEDULERS = {  # diffusers' class -> our solver and the field that holds the shift
-    "UniPCMultistepScheduler": ("unipc", "flow_shift"),
-    "DPMSolverMultistepScheduler": ("dpmpp-2m", "flow_shift"),
-    "FlowMatchEulerDiscreteScheduler": ("euler", "shift"),
-}
 # What the model computes in float32 whatever its dtype keeps its full values, of checkpoints that have them.
 _FLOAT32 = ("time_embedding.", "time_projection.", "head.", "modulation", "norm")
-_WEIGHTS = "diffusion_pytorch_model"
-
-_NUMBER = ((int, float), "a number above 0")
-_COUNT = (int, "a whole number above 0")
-_WORDS = (str, "a string")
-_DVGEN_JSON: dict[str, tuple[Any, str]] = {  # key -> its type, and the type in words
-    "size": (str, 'a string such as "640x360"'),
-    "frames": _COUNT,
-    "fps": _NUMBER,
-    "steps": _COUNT,
-    "guidance": (list, "a list of one number, or two: high-noise, low-noise"),
-    "negative": _WORDS,
-    "shift": _NUMBER,
-    "solver": _WORDS,
-    "sigmas": _WORDS,
-    "knows": (dict, "an object of lists of words"),
-    "window": _COUNT,
-    "known_frames": (str, 'one of "any", "first" and "none"'),
-}
-KNOWN_FRAMES = ("any", "first", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
 class WanCheckpoint(DescribedModel):
-    """What a Wan folder holds, and the way to load it.
+    """A Wan model that lies on the disk, and the way to load it.
 
-    variant: a name in `variants.VARIANTS`, or "custom". knows: for a model of a small world, the words it learnt, by
-    kind.
+    variant: a name in `variants.VARIANTS`, or "custom". parts: its transformers and its autoencoder as they are stored.
+    experts: the configurations of the transformers where they differ from `dit`. knows: for a model of a small world, the words it learnt, by kind.
     """
 
     path: Path
     variant: str
+    parts: Mapping[str, Part]
+    experts: Mapping[str, DiTConfig] = field(default_factory=dict)
     expand_timesteps: bool = False
     knows: Mapping[str, list[str]] = field(default_factory=dict)
     family: str = "wan"
@@ -86,42 +45,9 @@ class WanCheckpoint(DescribedModel):
         Raises:
             CheckpointError: a file is missing or damaged, or the parts do not fit one another.
         """
-        path = Path(path)
-        index = read_json(path / "model_index.json")
-        dit = config_from_diffusers(read_json(path / "transformer" / "config.json"))
-        vae = from_diffusers_config(read_json(path / "vae" / "config.json"))
-        text_dim = read_json(path / "text_encoder" / "config.json").get("d_model")
-        experts = ["transformer"] + (["transformer_2"] if (index.get("transformer_2") or [None])[0] else [])
-        boundary = index.get("boundary_ratio") if len(experts) == 2 else None
-        if len(experts) == 2 and not isinstance(boundary, float):
-            raise CheckpointError(
-                f"{path}: two transformers need a boundary_ratio in model_index.json, not {boundary!r}."
-            )
-        if (dit.in_dim, dit.out_dim) != (vae.z_dim, vae.z_dim):
-            raise CheckpointError(
-                f"{path}: the transformer takes {dit.in_dim} channels and gives {dit.out_dim}; both must be the VAE's "
-                f"{vae.z_dim} (image-to-video models are not supported)."
-            )
-        if text_dim != dit.text_dim:
-            raise CheckpointError(
-                f"{path}: the text encoder's d_model is {text_dim}; the transformer's text_dim is {dit.text_dim}."
-            )
-        known = {(preset.dit, preset.vae, preset.boundary): name for name, preset in VARIANTS.items()}
-        variant = known.get((dit, vae, boundary), "custom")
-        defaults, knows = _defaults(path, variant)
-        expand_timesteps = bool(index.get("expand_timesteps"))
-        return cls(
-            path=path,
-            variant=variant,
-            dit=dit,
-            vae=vae,
-            components={part: summarize(_headers(path, part).values()) for part in (*experts, "vae", "text_encoder")},
-            defaults=defaults,
-            boundary=boundary,
-            expand_timesteps=expand_timesteps,
-            knows=knows,
-            known_frames=_known_frames(path, expand_timesteps),
-        )
+        from dit_video.models.wan.folder import open_folder
+
+        return open_folder(Path(path))
 
     def with_loras(self, loras: Sequence[Lora]) -> "WanCheckpoint":
         """The same with LoRAs, each merged into the transformers that it fits; no weights are read.
@@ -131,11 +57,7 @@ class WanCheckpoint(DescribedModel):
         """
         if not loras:
             return self
-        shapes = {
-            part: {DIFFUSERS.to_ours(info.name): info.shape for info in _headers(self.path, part).values()}
-            for part in self.components
-            if part.startswith("transformer")
-        }
+        shapes = {name: part.shapes for name, part in self.parts.items() if name.startswith("transformer")}
         return replace(self, loras=fit(loras, shapes, LAYOUTS))
 
     def load_text(self, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> TextEncoder:
@@ -144,11 +66,11 @@ class WanCheckpoint(DescribedModel):
 
     def load_dit(self, which: str = "transformer", *, dtype: torch.dtype, device: torch.device | str = "cpu") -> WanDiT:
         """The transformer, or "transformer_2", the low-noise expert. Raises CheckpointError."""
-        config = config_from_diffusers(read_json(self.path / which / "config.json"))
+        part = self.parts[which]
         return load_into(
-            lambda: WanDiT(config),
-            _headers(self.path, which),
-            DIFFUSERS,
+            lambda: WanDiT(self.experts.get(which, self.dit)),
+            part.tensors,
+            part.layout,
             dtype=dtype,
             device=device,
             float32_names=lambda name: any(part in name for part in _FLOAT32),
@@ -157,151 +79,14 @@ class WanCheckpoint(DescribedModel):
 
     def load_vae(self, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> WanVAE:
         """The VAE. Raises CheckpointError."""
-        headers = _headers(self.path, "vae")
-        return load_into(lambda: WanVAE(self.vae), headers, diffusers_layout(self.vae), dtype=dtype, device=device)
+        part = self.parts["vae"]
+        return load_into(lambda: WanVAE(self.vae), part.tensors, part.layout, dtype=dtype, device=device)
 
 
 open_checkpoint = WanCheckpoint.open
 
 
-def save_folder(
-    out: Path,
-    *,
-    dit: WanDiT,
-    vae: WanVAE,
-    text: "UMT5EncoderModel",
-    tokenizer: "Tokenizer",
-    defaults: Mapping[str, Any],
-    shift: float,
-    dit_dtype: torch.dtype = torch.float32,
-    vae_dtype: torch.dtype = torch.float32,
-    expand_timesteps: bool = True,
-) -> None:
-    """Writes a folder that `WanCheckpoint` and diffusers' `WanPipeline.from_pretrained` open.
-
-    It appears when it is whole, in the place of a checkpoint that was there. The text encoder is stored in the dtype it
-    has, since transformers runs it in the one it finds.
-
-    Args:
-        defaults: the contents of dvgen.json; its keys are those that `WanCheckpoint.open` reads.
-        shift: of the noise levels.
-        expand_timesteps: the model knows a noise level per latent frame.
-
-    Raises:
-        CheckpointError: `out` is not a checkpoint, or cannot be written; or `defaults` has an unknown key.
-    """
-    from dit_video.text.vocabulary import save_text_encoder, save_tokenizer
-
-    with replacing_folder(Path(out)) as folder:
-        for part in ("transformer", "vae", "scheduler"):
-            (folder / part).mkdir()
-        write_json(folder / "transformer" / "config.json", config_to_diffusers(dit.config))
-        save_model(dit, folder / "transformer" / f"{_WEIGHTS}.safetensors", DIFFUSERS, dit_dtype)
-        write_json(folder / "vae" / "config.json", diffusers_config(vae.config))
-        save_model(vae, folder / "vae" / f"{_WEIGHTS}.safetensors", diffusers_layout(vae.config), vae_dtype)
-        save_text_encoder(text, folder / "text_encoder")
-        save_tokenizer(tokenizer, folder / "tokenizer")
-        write_json(folder / "scheduler" / "scheduler_config.json", _scheduler(shift))
-        write_json(folder / "model_index.json", _model_index(expand_timesteps))
-        write_json(folder / "dvgen.json", defaults)
-        _defaults(folder, "custom")  # refuses what could not be read back
-
-
-def _headers(path: Path, part: str) -> dict[str, TensorInfo]:
-    return read_headers(path / part, "model" if part == "text_encoder" else _WEIGHTS)
-
-
-def _defaults(path: Path, variant: str) -> tuple[Defaults, dict[str, list[str]]]:
-    """The variant's defaults, then the scheduler's shift and solver, then dvgen.json; and what the model knows."""
-    defaults = VARIANTS[variant].defaults if variant in VARIANTS else Defaults()
-    scheduler = read_json(path / "scheduler" / "scheduler_config.json")
-    name = scheduler.get("_class_name")
-    ours = read_json(path / "dvgen.json") if (path / "dvgen.json").is_file() else {}
-    if name in SCHEDULERS:
-        solver, shift = SCHEDULERS[name]
-        value = scheduler.get(shift) or 1.0
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-            raise CheckpointError(f"{path}: the scheduler's {shift} is {value!r}; it must be a number above 0.")
-        defaults = replace(defaults, solver=solver, shift=float(value))
-    elif not {"solver", "shift"} <= ours.keys():
-        known = ", ".join(SCHEDULERS)
-        raise CheckpointError(f"{path}: the scheduler {name!r} is not supported; it must be one of {known}.")
-    return _overridden(defaults, ours, path / "dvgen.json"), ours.get("knows", {})
-
-
-def _known_frames(path: Path, expand_timesteps: bool) -> str:
-    """What dvgen.json says; Wan 2.2 TI2V was trained with the first frame known."""
-    ours = read_json(path / "dvgen.json") if (path / "dvgen.json").is_file() else {}
-    return ours.get("known_frames", "first" if expand_timesteps else "none")
-
-
-def _overridden(defaults: Defaults, ours: Mapping[str, Any], file: Path) -> Defaults:
-    """`defaults` with the values of dvgen.json."""
-    values = dict(ours)
-    for key, value in ours.items():
-        if key not in _DVGEN_JSON:
-            raise CheckpointError(f"{file}: unknown key {key!r}; the known ones are {', '.join(_DVGEN_JSON)}.")
-        kind, rule = _DVGEN_JSON[key]
-        wrong = (
-            isinstance(value, bool)
-            or not isinstance(value, kind)
-            or (key == "guidance" and not _is_guidance(value))
-            or (key == "known_frames" and value not in KNOWN_FRAMES)
-            or (key == "knows" and not all(map(_are_words, value.values())))
-        )
-        if wrong or (kind in (_COUNT[0], _NUMBER[0]) and not value > 0):
-            raise CheckpointError(f"{file}: {key} is {value!r}; it must be {rule}.")
-    if "size" in values:
-        try:
-            values["width"], values["height"] = parse_size(values.pop("size"), name="size")
-        except UsageError as error:
-            raise CheckpointError(f"{file}: {error}") from error
-    if "guidance" in values:
-        values["guidance"] = tuple(map(float, values["guidance"]))
-    for ours_alone in ("knows", "known_frames"):
-        values.pop(ours_alone, None)
-    defaults = replace(defaults, **values)
-    if defaults.solver not in SOLVERS:
-        raise CheckpointError(f"{file}: solver is {defaults.solver!r}; it must be one of {', '.join(SOLVERS)}.")
-    if defaults.sigmas not in CONVENTIONS:
-        raise CheckpointError(f"{file}: sigmas is {defaults.sigmas!r}; it must be one of {', '.join(CONVENTIONS)}.")
-    return defaults
-
-
-def _is_guidance(value: list[Any]) -> bool:
-    return len(value) in (1, 2) and all(isinstance(scale, (int, float)) for scale in value)
-
-
-def _are_words(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(word, str) for word in value)
-
-
-def _scheduler(shift: float) -> dict[str, Any]:
-    """diffusers' scheduler config that samples as `unipc` does."""
-    return {
-        "_class_name": "UniPCMultistepScheduler",
-        "num_train_timesteps": 1000,
-        "prediction_type": "flow_prediction",
-        "use_flow_sigmas": True,
-        "flow_shift": shift,
-        "solver_order": 2,
-        "solver_type": "bh2",
-        "lower_order_final": True,
-        "final_sigmas_type": "zero",
-        "predict_x0": True,
-        "timestep_spacing": "linspace",
-    }
-
-
-def _model_index(expand_timesteps: bool) -> dict[str, Any]:
-    return {
-        "_class_name": "WanPipeline",
-        "boundary_ratio": None,
-        "expand_timesteps": expand_timesteps,
-        "scheduler": ["diffusers", "UniPCMultistepScheduler"],
-        "text_encoder": ["transformers", "UMT5EncoderModel"],
-        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
-        "transformer": ["diffusers", "WanTransformer3DModel"],
-        "transformer_2": [None, None],
-        "vae": ["diffusers", "AutoencoderKLWan"],
-    }
+def variant_of(dit: DiTConfig, vae: VAEConfig, boundary: float | None) -> str:
+    """The name of a release with this configuration, or "custom"."""
+    known = {(preset.dit, preset.vae, preset.boundary): name for name, preset in VARIANTS.items()}
+    return known.get((dit, vae, boundary), "custom")

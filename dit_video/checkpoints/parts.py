@@ -1,0 +1,89 @@
+"""The components of a model, found among the tensors of files by names that only they have.
+
+One file may hold a transformer alone, or a transformer, a text encoder and an autoencoder, each behind a prefix.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from dit_video.checkpoints.files import some
+from dit_video.checkpoints.headers import Summary, TensorInfo, read_metadata, summarize
+from dit_video.checkpoints.keymap import Layout
+from dit_video.checkpoints.quantised import peeled
+from dit_video.checkpoints.stored import SAFETENSORS, describe
+from dit_video.errors import CheckpointError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One component as it is stored: its tensors by their names in `layout`, without the prefix of the file."""
+
+    where: Path
+    layout: Layout
+    tensors: Mapping[str, TensorInfo]
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of its tensors by our names. Raises CheckpointError for a name that the layout does not have."""
+        return {self.layout.to_ours(name): info.shape for name, info in self.tensors.items()}
+
+    @property
+    def summary(self) -> Summary:
+        """It in figures."""
+        return summarize(self.tensors.values())
+
+
+def read_tensors(file: Path) -> dict[str, TensorInfo]:
+    """The tensors of a file of any format by name, quantised ones with their scales.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is quantised in a way that is not supported.
+    """
+    return peeled(describe(file), read_metadata(file) if file.suffix.lower() in SAFETENSORS else {})
+
+
+def split(where: Path, tensors: Mapping[str, TensorInfo], kinds: Mapping[str, Iterable[Layout]]) -> dict[str, Part]:
+    """The components among the tensors of one file, or of the shards of one.
+
+    Args:
+        where: the file, or the folder of the shards, for messages.
+        kinds: the layouts that each kind of component may have; only their fingerprints are looked for.
+
+    Raises:
+        CheckpointError: two components of a kind, two without a prefix, or tensors that belong to none.
+    """
+    found: dict[str, tuple[str, Layout]] = {}
+    for kind, layouts in kinds.items():
+        hits = _hits(tensors, layouts)
+        if len(hits) > 1:
+            raise CheckpointError(f"{where}: holds {len(hits)} components of the kind {kind!r}; there must be one.")
+        if hits:
+            found[kind] = hits[0]
+    prefixes = [prefix for prefix, _ in found.values()]
+    if len(set(prefixes)) != len(prefixes):
+        raise CheckpointError(f"{where}: holds {' and '.join(found)} under the same names; split them into files.")
+    members: dict[str, dict[str, TensorInfo]] = {prefix: {} for prefix in prefixes}
+    strays = []
+    for name, info in tensors.items():
+        of = max((prefix for prefix in prefixes if name.startswith(prefix)), key=len, default=None)
+        if of is None:
+            strays.append(name)
+        else:
+            members[of][name.removeprefix(of)] = info
+    if strays and found:
+        raise CheckpointError(f"{where}: {some(strays, 'of no component that is known')}.")
+    return {kind: Part(where=where, layout=layout, tensors=members[of]) for kind, (of, layout) in found.items()}
+
+
+def _hits(names: Iterable[str], layouts: Iterable[Layout]) -> Sequence[tuple[str, Layout]]:
+    """Each layout whose fingerprint is among the names, with what stands before it."""
+    known = {layout.fingerprint: layout for layout in layouts}
+    found = []
+    for name in names:
+        for fingerprint, layout in known.items():
+            prefix = name.removesuffix(fingerprint)
+            if prefix != name and (not prefix or prefix.endswith(".")):
+                found.append((prefix, layout))
+    return found
