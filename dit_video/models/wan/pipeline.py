@@ -26,7 +26,8 @@ class WanCheckpoint(DescribedModel):
     """A Wan model that lies on the disk, and the way to load it.
 
     variant: a name in `variants.VARIANTS`, or "custom". parts: its transformers and its autoencoder as they are stored.
-    experts: the configurations of the transformers where they differ from `dit`. knows: for a model of a small world, the words it learnt, by kind.
+    experts: the configurations of the transformers where they differ from `dit`. knows: for a model of a small world,
+    the words it learnt, by kind.
     """
 
     path: Path
