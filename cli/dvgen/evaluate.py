@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from dit_video.atomic import replacing
-from dit_video.checkpoints.files import find_checkpoint
 from dit_video.checkpoints.lora import Lora
+from dit_video.checkpoints.places import find_checkpoint
 from dit_video.errors import UsageError
 from dit_video.shapes import VideoShape, parse_size
 from dit_video.video.output import check_file

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dit_video.checkpoints.files import find_checkpoint
+from dit_video.checkpoints.places import find_checkpoint
 from dit_video.errors import MediaError
 from dit_video.video.output import SUFFIXES
 from dvgen import console

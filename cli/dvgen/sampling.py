@@ -7,8 +7,9 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
-from dit_video.checkpoints.files import find_checkpoint, read_json
+from dit_video.checkpoints.files import read_json
 from dit_video.checkpoints.lora import Lora
+from dit_video.checkpoints.places import find_checkpoint
 from dit_video.errors import UsageError
 from dit_video.models.wan.defaults import RELEASES, TINY_DEFAULTS, Defaults
 from dit_video.video.output import check_file, check_video

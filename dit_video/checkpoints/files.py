@@ -1,4 +1,4 @@
-"""Checkpoint files: where they are, the JSON among them, and writing so that a half-written one is never seen."""
+"""Checkpoint files: shards, the JSON beside them, and writing so that a half-written one is never seen."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,34 +12,6 @@ from dit_video.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_PACKAGE = Path(__file__).resolve().parent.parent
-
-
-def find_checkpoint(name: str | Path | None = None) -> Path:
-    """The folder of a checkpoint: a path, or the name of one that ships with dvgen ("default", also for None).
-
-    Shipped ones lie in the package (`dit_video/_weights/NAME`, a wheel) or beside it (`weights/NAME`, a checkout).
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    name = "default" if name is None else name
-    if not str(name).strip():
-        raise CheckpointError(f"model {str(name)!r}: must be 'default' or the path of a diffusers folder.")
-    shipped = [_PACKAGE / "_weights" / name, _PACKAGE.parent / "weights" / name]
-    places = shipped if str(name) == "default" else [Path(name), *shipped]
-    for place in places:
-        if (place / "model_index.json").is_file():
-            return place
-    if str(name) == "default":
-        raise CheckpointError(
-            f"the default checkpoint is neither in {places[0]} nor in {places[1]}; pass --model with the path of a "
-            "diffusers folder."
-        )
-    if Path(name).exists():
-        raise CheckpointError(f"{name}: holds no model_index.json; a model is 'default' or a diffusers folder.")
-    raise CheckpointError(f"{name}: there is no such file or folder; a model is 'default' or a diffusers folder.")
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from dit_video.checkpoints.headers import BYTES, FLOATS, TensorInfo, read_header, reason
+from dit_video.checkpoints.places import SUFFIXES
 from dit_video.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 SAFETENSORS = (".safetensors", ".sft")
 PICKLES = (".pth", ".pt", ".bin")
-SUFFIXES = (*SAFETENSORS, ".gguf", *PICKLES)
-"""Of the names of the files that can be read."""
 
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,

@@ -4,27 +4,35 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dit_video.checkpoints.files import find_checkpoint, read_json
+from dit_video.checkpoints.files import read_json
+from dit_video.checkpoints.places import Named, find_checkpoint, is_diffusers
 from dit_video.errors import CheckpointError
 
 if TYPE_CHECKING:
     from dit_video.models.wan.pipeline import WanCheckpoint
 
 FAMILIES = {"wan": "dit_video.models.wan.pipeline"}
-"""Family name -> the module whose `open_checkpoint(folder)` describes a checkpoint and loads its stages."""
+"""Family name -> the module whose `open_checkpoint(place, named)` describes a checkpoint and loads its stages."""
 
 _PIPELINES = {"WanPipeline": "wan"}  # `_class_name` in a diffusers folder's model_index.json -> family
 
 
-def open_checkpoint(name: str | Path | None = None) -> "WanCheckpoint":
-    """A checkpoint as its headers and configs describe it: by path, by shipped name, or None for the default.
+def open_checkpoint(name: str | Path | None = None, named: Named | None = None) -> "WanCheckpoint":
+    """A checkpoint as its headers and configs describe it: by path, by shipped or cached name, or None for the default.
+
+    named: files for parts that are not in it.
 
     Raises:
         CheckpointError: there is none, it is damaged, or it belongs to no known family.
     """
-    folder = find_checkpoint(name)
-    pipeline = read_json(folder / "model_index.json").get("_class_name")
-    if pipeline not in _PIPELINES:
-        known = ", ".join(_PIPELINES)
-        raise CheckpointError(f"{folder}: the pipeline class {pipeline!r} is not supported; it must be one of {known}.")
-    return import_module(FAMILIES[_PIPELINES[pipeline]]).open_checkpoint(folder)
+    place, named = find_checkpoint(name), named or Named()
+    family = "wan"  # the only one whose files are told by their tensors' names
+    if is_diffusers(place):
+        pipeline = read_json(place / "model_index.json").get("_class_name")
+        if pipeline not in _PIPELINES:
+            known = ", ".join(_PIPELINES)
+            raise CheckpointError(
+                f"{place}: the pipeline class {pipeline!r} is not supported; it must be one of {known}."
+            )
+        family = _PIPELINES[pipeline]
+    return import_module(FAMILIES[family]).open_checkpoint(place, named)

@@ -76,7 +76,7 @@ CASES: dict[str, tuple[list[str], int, list[str]]] = {
     "solver misspelt": (
         [*SAMPLE, "--solver", "unipcc"],
         2,
-        ["'unipcc'", "euler, heun, dpmpp-2m, dpmpp-2m-sde, unipc", "nearest is unipc"],
+        ["'unipcc'", "euler, heun, dpmpp-2m, dpmpp-2m-sde, unipc, lcm", "nearest is unipc"],
     ),
     "solver by another name": ([*SAMPLE, "--solver", "dpm++2m"], 2, ["nearest is dpmpp-2m"]),
     "sigmas misspelt": ([*SAMPLE, "--sigmas", "diffuser"], 2, ["'diffuser'", "nearest is diffusers"]),

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dit_video.checkpoints.files import find_checkpoint
+from dit_video.checkpoints.places import find_checkpoint
 from dit_video.generate import Clip, Settings, Stages, sample_latents
 from dit_video.models import open_checkpoint
 from dit_video.shapes import MIN_TILE, VideoShape

@@ -9,11 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dit_video.checkpoints import files
-from dit_video.checkpoints.files import find_checkpoint, read_headers, read_json, replacing_folder, save_tensors
+from dit_video.checkpoints import places
+from dit_video.checkpoints.files import read_headers, read_json, replacing_folder, save_tensors
 from dit_video.checkpoints.headers import read_header, summarize
 from dit_video.checkpoints.keymap import Layout, Row
 from dit_video.checkpoints.load import load_into, save_model
+from dit_video.checkpoints.places import find_checkpoint
 from dit_video.errors import CheckpointError
 
 LAYOUT = Layout(
@@ -323,7 +324,7 @@ def checkpoint_at(folder: Path) -> Path:
 def test_default_is_looked_for_in_the_package_then_in_the_checkout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "_PACKAGE", tmp_path / "dit_video")
+    monkeypatch.setattr(places, "_PACKAGE", tmp_path / "dit_video")
     monkeypatch.chdir(tmp_path)
     checkpoint_at(tmp_path / "default")  # a folder that happens to have this name is not the shipped model
     with pytest.raises(CheckpointError, match=r"dit_video/_weights/default nor in .*/weights/default; pass --model"):
@@ -336,7 +337,7 @@ def test_default_is_looked_for_in_the_package_then_in_the_checkout(
 
 
 def test_path_comes_before_a_shipped_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "_PACKAGE", tmp_path / "dit_video")
+    monkeypatch.setattr(places, "_PACKAGE", tmp_path / "dit_video")
     monkeypatch.chdir(tmp_path)
     shipped = checkpoint_at(tmp_path / "weights" / "other")
     assert find_checkpoint("other") == shipped
@@ -347,5 +348,7 @@ def test_path_comes_before_a_shipped_name(tmp_path: Path, monkeypatch: pytest.Mo
 def test_missing_checkpoints_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"none: there is no such file or folder; a model is"):
         find_checkpoint(tmp_path / "none")
-    with pytest.raises(CheckpointError, match=r"holds no model_index\.json; a model is"):
+    with pytest.raises(
+        CheckpointError, match=r"holds no model_index\.json and no diffusion_pytorch_model\.safetensors; a model is"
+    ):
         find_checkpoint(tmp_path)

@@ -10,6 +10,8 @@ import torch
 from dit_video.checkpoints.load import load_into
 from dit_video.checkpoints.lora import Lora, fit, merged
 from dit_video.checkpoints.parts import Part
+from dit_video.checkpoints.places import Named, is_diffusers, is_model
+from dit_video.errors import CheckpointError
 from dit_video.models.wan.described import DescribedModel
 from dit_video.models.wan.dit import DiTConfig, WanDiT
 from dit_video.models.wan.layouts import LAYOUTS
@@ -27,7 +29,8 @@ class WanCheckpoint(DescribedModel):
 
     variant: a name in `variants.VARIANTS`, or "custom". parts: its transformers and its autoencoder as they are stored.
     experts: the configurations of the transformers where they differ from `dit`. knows: for a model of a small world,
-    the words it learnt, by kind.
+    the words it learnt, by kind. layout: the naming of the transformer's tensors. took: what was found for parts that
+    were not named, as "part: file".
     """
 
     path: Path
@@ -38,17 +41,26 @@ class WanCheckpoint(DescribedModel):
     knows: Mapping[str, list[str]] = field(default_factory=dict)
     family: str = "wan"
     layout: str = "diffusers"
+    took: tuple[str, ...] = ()
 
     @classmethod
-    def open(cls, path: Path | str) -> "WanCheckpoint":
+    def open(cls, path: Path | str, named: Named | None = None) -> "WanCheckpoint":
         """Reads configs and headers, no weights.
 
         Raises:
             CheckpointError: a file is missing or damaged, or the parts do not fit one another.
         """
+        path, named = Path(path), named or Named()
+        if path.is_file() or (not is_diffusers(path) and is_model(path)):
+            from dit_video.models.wan.release import open_release
+
+            return open_release(path, named)
         from dit_video.models.wan.folder import open_folder
 
-        return open_folder(Path(path))
+        if named != Named():
+            given = next(str(file) for file in vars(named).values() if file)
+            raise CheckpointError(f"{given}: was named for a part, and the diffusers folder {path} has all of them.")
+        return open_folder(path)
 
     def with_loras(self, loras: Sequence[Lora]) -> "WanCheckpoint":
         """The same with LoRAs, each merged into the transformers that it fits; no weights are read.

@@ -1,9 +1,13 @@
-"""The Wan VAE in diffusers' folder layout (`AutoencoderKLWan`): tensor names and config.json, both ways."""
+"""The Wan VAE in the layouts that people have: tensor names, and diffusers' config.json, both ways.
+
+Our names are the original release's, which ComfyUI's files keep. Which rows a table has depends on the configuration;
+`ORIGINAL_NAMES` and `DIFFUSERS_NAMES` only tell the namings apart.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dit_video.checkpoints.keymap import Layout, Row
+from dit_video.checkpoints.keymap import Layout, Row, identity
 from dit_video.errors import CheckpointError
 from dit_video.models.wan.vae import VAEConfig
 
@@ -56,6 +60,16 @@ _ATTENTION = (
 )
 
 
+ORIGINAL_NAMES = Layout("original", "decoder.middle.0.residual.0.gamma", ())
+DIFFUSERS_NAMES = Layout("diffusers", "decoder.mid_block.resnets.0.norm1.gamma", ())
+
+
+def original_layout(config: VAEConfig) -> Layout:
+    """The table of the original release's names for a VAE of this shape: ours."""
+    rows = identity(row.ours for row in diffusers_layout(config).rows)
+    return Layout(ORIGINAL_NAMES.name, ORIGINAL_NAMES.fingerprint, rows)
+
+
 def diffusers_layout(config: VAEConfig) -> Layout:
     """The key table between our names (the original release's) and diffusers' for a VAE of this shape."""
     rows = [Row("conv1.{p}", "quant_conv.{p}"), Row("conv2.{p}", "post_quant_conv.{p}")]
@@ -69,7 +83,7 @@ def diffusers_layout(config: VAEConfig) -> Layout:
             *_under(f"{side}.middle.2", f"{side}.mid_block.resnets.1", _BLOCK),
         ]
     rows += _residual_levels(config) if config.residual else _plain_levels(config)
-    return Layout("diffusers", "decoder.mid_block.resnets.0.norm1.gamma", tuple(rows))
+    return Layout(DIFFUSERS_NAMES.name, DIFFUSERS_NAMES.fingerprint, tuple(rows))
 
 
 def _under(ours: str, theirs: str, rows: tuple[Row, ...]) -> Iterator[Row]:
