@@ -154,7 +154,7 @@ def _answer(request: Request, speaker: console.Speaker) -> "tuple[list[Answer], 
     dtype = pick_dtype(request.dtype, device)
     tile = check_memory(checkpoint, shape, itemsize=dtype.itemsize, available=available_memory(device)).tile
     with explained_memory(shape):
-        loras.tell(checkpoint, speaker.note)
+        loras.tell(checkpoint, speaker.note, speaker.warn)
         stages = Stages(checkpoint, dtype=dtype, device=device, keep=True, note=speaker.note, warn=speaker.warn)
         questions = evaluation.fixed_questions(request.count, shape, split=request.split, first_seed=request.first_seed)
         if request.reconstruct:

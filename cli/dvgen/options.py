@@ -17,10 +17,11 @@ import typer
 
 from dit_video.atomic import numbered
 from dit_video.errors import UsageError
+from dit_video.models.wan.defaults import PRESETS
 
 T = TypeVar("T")
 
-SOLVERS = ("euler", "heun", "dpmpp-2m", "dpmpp-2m-sde", "unipc")
+SOLVERS = ("euler", "heun", "dpmpp-2m", "dpmpp-2m-sde", "unipc", "lcm")
 SIGMAS = ("release", "diffusers")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -146,6 +147,11 @@ def shift(text: str) -> float:
 def strength(text: str) -> float:
     """How much an edit may change. Raises UsageError."""
     return number("--strength", text, 0.0, 1.0)
+
+
+def preset(text: str) -> str:
+    """A preset's name. Raises UsageError."""
+    return choice("--preset", text, tuple(PRESETS))
 
 
 def solver(text: str) -> str:

@@ -11,7 +11,7 @@ from dit_video.checkpoints.files import read_json
 from dit_video.checkpoints.lora import Lora
 from dit_video.checkpoints.places import find_checkpoint
 from dit_video.errors import UsageError
-from dit_video.models.wan.defaults import RELEASES, TINY_DEFAULTS, Defaults
+from dit_video.models.wan.defaults import PRESETS, RELEASES, TINY_DEFAULTS, Defaults
 from dit_video.video.output import check_file, check_video
 from dvgen import console, loras, options
 
@@ -41,6 +41,7 @@ class Sampling:
     model: str
     loras: tuple[Lora, ...]
     random_weights: bool
+    preset: str | None
     steps: int | None
     solver: str | None
     sigmas: str | None
@@ -66,8 +67,8 @@ class Sampling:
         if self.random_weights and self.model != "default":
             raise UsageError(f"--random-weights and --model {self.model}: only one of the two can be given.")
         if self.random_weights and self.loras:
-            path = self.loras[0].path
-            raise UsageError(f"--random-weights and --lora {path}: only one of the two can be given.")
+            given = f"--random-weights and {loras.given(self.loras[0])}"
+            raise UsageError(f"{given}: only one of the two can be given.")
         if self.random_weights:
             return {}
         folder = find_checkpoint(self.model)
@@ -104,13 +105,36 @@ class Sampling:
             return RandomCheckpoint()
         from dit_video.models import open_checkpoint
 
-        return open_checkpoint(self.model).with_loras(self.loras)
+        checkpoint = open_checkpoint(self.model)
+        loras.check_experts(self.loras, checkpoint.boundary)
+        return checkpoint.with_loras(self.loras)
+
+    def defaults(self, checkpoint: "WanCheckpoint | RandomCheckpoint") -> Defaults:
+        """What to sample with where nothing else was asked for: the preset's settings over the checkpoint's."""
+        if self.preset is None:
+            return checkpoint.defaults
+        return PRESETS[self.preset].over(checkpoint.defaults, experts=checkpoint.boundary is not None)
+
+    def tell_preset(self, checkpoint: "WanCheckpoint | RandomCheckpoint", speaker: console.Speaker) -> None:
+        """Say what the preset set, but for what was asked for otherwise."""
+        if self.preset is None:
+            return
+        found = self.defaults(checkpoint)
+        values = {
+            "steps": f"{found.steps}",
+            "solver": found.solver,
+            "sigmas": found.sigmas,
+            "shift": f"{found.shift:g}",
+            "guidance": ",".join(f"{scale:g}" for scale in found.guidance),
+        }
+        ours = [f"--{name} {value}" for name, value in values.items() if getattr(self, name) is None]
+        speaker.note(f"preset {self.preset}: {' '.join(ours) or 'nothing, since all of it was given'}")
 
     def settings(self, checkpoint: "WanCheckpoint | RandomCheckpoint", *, strength: float = 1.0) -> "Settings":
         """How to denoise: what was asked for, and the checkpoint's defaults for the rest. Raises UsageError."""
         from dit_video.generate import Settings
 
-        defaults = checkpoint.defaults
+        defaults = self.defaults(checkpoint)
         guidance = self.guidance or defaults.guidance
         if len(guidance) > 1 and checkpoint.boundary is None:
             _refuse_two_scales(guidance)
@@ -159,7 +183,8 @@ class Sampling:
         from dit_video.generate import Stages
 
         warn = self.warn(speaker)
-        loras.tell(checkpoint, speaker.note)
+        loras.tell(checkpoint, speaker.note, warn)
+        self.tell_preset(checkpoint, speaker)
         return Stages(
             checkpoint,
             dtype=dtype,
@@ -183,6 +208,12 @@ def _options(
     seed: Annotated[
         Text, _sampling("--seed", "N", "The same seed gives the same video; drawn and printed without.")
     ] = None,
+    preset: Annotated[
+        Text,
+        _sampling(
+            "--preset", "NAME", "distilled: 4 steps without guidance, for models and LoRAs distilled to few steps."
+        ),
+    ] = None,
     steps: Annotated[Text, _sampling("--steps", "N", "Denoising steps.")] = None,
     solver: Annotated[Text, _sampling("--solver", "NAME", f"{', '.join(options.SOLVERS)}.")] = None,
     sigmas: Annotated[Text, _sampling("--sigmas", "NAME", "Noise levels of the release, or of diffusers.")] = None,
@@ -195,6 +226,8 @@ def _options(
         str, _files("--model -m", "NAME|PATH", "A diffusers folder; the shipped model without.")
     ] = "default",
     lora: Annotated[list[str] | None, _files("--lora", "FILE[:STRENGTH]", loras.HELP)] = None,
+    lora_high: Annotated[list[str] | None, _files("--lora-high", "FILE[:STRENGTH]", loras.HIGH_HELP)] = None,
+    lora_low: Annotated[list[str] | None, _files("--lora-low", "FILE[:STRENGTH]", loras.LOW_HELP)] = None,
     output: Annotated[Path | None, _files("--output -o", "FILE", ".mp4, .webm, .gif, or .png for one frame.")] = None,
     overwrite: Annotated[bool, _files("--overwrite", None, "Replace files that exist.")] = False,
     save_latents: Annotated[
@@ -214,8 +247,13 @@ def _options(
     return Sampling(
         negative=given(negative, options.text),
         model=model,
-        loras=loras.parse(lora or []),
+        loras=(
+            *loras.parse(lora or []),
+            *loras.parse(lora_high or [], "transformer"),
+            *loras.parse(lora_low or [], "transformer_2"),
+        ),
         random_weights=random_weights,
+        preset=given(preset, options.preset),
         steps=given(steps, options.steps),
         solver=given(solver, options.solver),
         sigmas=given(sigmas, options.sigmas),

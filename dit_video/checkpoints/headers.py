@@ -7,6 +7,7 @@ wrote the file may have meant harm, and most damaged files are merely cut short.
 
 import json
 import math
+import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ _NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat1
     "F8_E4M3": "float8_e4m3fn",
     "F8_E5M2": "float8_e5m2",
 }
+
+_FORMATS = {"F64": "d", "F32": "f", "F16": "e", "BF16": "f", "I64": "q", "I32": "i", "I16": "h", "I8": "b", "U8": "B"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +155,32 @@ def read_metadata(file: Path) -> dict[str, str]:
         length = int.from_bytes(stream.read(8), "little")
         found = json.loads(stream.read(length)).get("__metadata__")
     return found if isinstance(found, dict) else {}
+
+
+def read_numbers(file: Path, tensors: Iterable[TensorInfo]) -> dict[str, float]:
+    """The values of tensors of one element, by name, read without torch; of a file that `read_header` accepts.
+
+    Raises:
+        CheckpointError: a tensor has more elements or none, or is of a dtype that is read in other ways only.
+    """
+    tensors = list(tensors)
+    if not tensors:
+        return {}
+    found = {}
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+        for info in tensors:
+            if info.numel != 1 or info.dtype not in _FORMATS:
+                rule = f"it must be one number, one of {', '.join(_FORMATS)}"
+                raise CheckpointError(f"{file}: {info.name!r} is {list(info.shape)} of {info.dtype}; {rule}.")
+            stream.seek(8 + length + header[info.name]["data_offsets"][0])
+            data = stream.read(info.nbytes)
+            if info.dtype == "BF16":  # the upper half of a float32
+                data = b"\0\0" + data
+            (value,) = struct.unpack(f"<{_FORMATS[info.dtype]}", data)
+            found[info.name] = float(value)
+    return found
 
 
 def reason(error: Exception) -> str:

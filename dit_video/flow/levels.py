@@ -9,9 +9,14 @@ and ends in exactly 0. The references differ in the ends of the ramp and in the 
 | dpmpp-2m     | 1 to 0; integer timesteps                   | .999 to 0; integer timesteps                          |
 | dpmpp-2m-sde | has none, so those of dpmpp-2m              | as dpmpp-2m                                           |
 | euler, heun  | has none, so ours: 1 to 0; 1000 sigma       | 1 to .001 already shifted, shifted again; 1000 sigma  |
+| lcm          | has none, so ours: 1 to 0; 1000 sigma       | as euler                                              |
 
-The lower end of a ramp gives way to the final 0; diffusers' Euler and Heun keep it and add the 0 after it. Integer
+The lower end of a ramp gives way to the final 0; diffusers' Euler, Heun and LCM keep it and add the 0 after it. Integer
 timesteps are cut, not rounded: the transformer is told a level up to .001 below the true one, and one off is visible.
+
+Models that are distilled to four steps are trained at the levels of 1000, 750, 500 and 250 thousandths, shifted by 5:
+1 to 0 in four steps, so their sampling is ours of Euler and LCM (LightX2V, lightx2v/models/schedulers/wan/step_distill;
+Wan2.2-Lightning, wan/utils/fm_solvers_euler.py).
 """
 
 from collections.abc import Callable
@@ -122,9 +127,11 @@ _RAMPS: dict[tuple[str, str], Callable[[int, float], list[float]]] = {
     ("release", "dpmpp-2m-sde"): _from_one,
     ("release", "euler"): _from_one,
     ("release", "heun"): _from_one,
+    ("release", "lcm"): _from_one,
     ("diffusers", "unipc"): _above_001,
     ("diffusers", "dpmpp-2m"): _complement_from_999,
     ("diffusers", "dpmpp-2m-sde"): _complement_from_999,
     ("diffusers", "euler"): _shifted_twice,
     ("diffusers", "heun"): _shifted_twice,
+    ("diffusers", "lcm"): _shifted_twice,
 }

@@ -131,12 +131,30 @@ def unipc(denoise: Denoise, x: Tensor, levels: Levels, *, draw: Draw, on_step: O
     return x
 
 
+def lcm(denoise: Denoise, x: Tensor, levels: Levels, *, draw: Draw, on_step: OnStep | None = None) -> Tensor:
+    """Multistep sampling of consistency models: Song et al. (arXiv 2303.01469), algorithm 1. N evaluations.
+
+    Every step ends with nothing but new noise on the estimate, as in latent consistency models (arXiv 2310.04378),
+    Self-Forcing (arXiv 2506.08009) and diffusers' `FlowMatchLCMScheduler`. For models that are distilled to leap to x0
+    from any level; of others it makes blurred ones.
+    """
+    sigmas, timesteps = levels.sigmas.tolist(), levels.timesteps.tolist()
+    for i, timestep in enumerate(timesteps):
+        x = denoised = denoise(x, sigmas[i], timestep)
+        if sigmas[i + 1] > 0:
+            x = (1 - sigmas[i + 1]) * denoised + sigmas[i + 1] * draw()
+        if on_step:
+            on_step(i, len(timesteps), x, denoised)
+    return x
+
+
 SOLVERS: dict[str, Solver] = {
     "euler": euler,
     "heun": heun,
     "dpmpp-2m": dpmpp_2m,
     "dpmpp-2m-sde": dpmpp_2m_sde,
     "unipc": unipc,
+    "lcm": lcm,
 }
 
 

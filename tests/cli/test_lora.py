@@ -30,7 +30,7 @@ CASES: dict[str, tuple[list[str], int, list[str]]] = {
     "a folder of other things": ([*SAMPLE, "--lora", "."], 1, ["--lora .: this is a folder"]),
     "a truncated file": ([*SAMPLE, "--lora", "short.safetensors"], 1, ["short.safetensors", "is cut short"]),
     "a file of another kind": ([*SAMPLE, "--lora", "a.toml"], 1, ["a.toml", "is not a safetensors file"]),
-    "other tensors": ([*SAMPLE, "--lora", "other.safetensors"], 1, ["1 tensor is no factor of a LoRA", "'weight'"]),
+    "other tensors": ([*SAMPLE, "--lora", "other.safetensors"], 1, ["1 tensor is no part of a LoRA", "'weight'"]),
     "strength in words": (
         [*SAMPLE, "--lora", "lora.safetensors:high"],
         2,

@@ -9,12 +9,15 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
+    FlowMatchLCMScheduler,
     UniPCMultistepScheduler,
 )
 from torch import Tensor
 
 from dit_video.flow.levels import flow_levels
 from dit_video.flow.solvers import SOLVERS
+from dit_video.models.wan.defaults import PRESETS
+from dit_video.models.wan.variants import VARIANTS
 
 STEPS = [1, 2, 3, 4, 8, 24, 50]
 SHIFTS = [1.0, 3.0, 5.0, 8.0]
@@ -62,6 +65,12 @@ def euler(shift: float, steps: int):
     return scheduler
 
 
+def lcm(shift: float, steps: int):
+    scheduler = FlowMatchLCMScheduler(shift=shift)
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
 def heun(shift: float, steps: int):
     scheduler = FlowMatchHeunDiscreteScheduler(shift=shift)
     scheduler.set_timesteps(steps)
@@ -77,6 +86,7 @@ REFERENCES = {
     ("dpmpp-2m-sde", "release"): partial(dpmpp_on_release_levels, algorithm="sde-dpmsolver++"),
     ("euler", "diffusers"): euler,
     ("heun", "diffusers"): heun,
+    ("lcm", "diffusers"): lcm,
 }
 
 
@@ -94,7 +104,8 @@ def reference_trajectory(scheduler) -> list[Tensor]:
     scheduler.set_begin_index(0)  # else two first timesteps that are cut to the same integer skip a level
     x, trajectory = noise(), []
     added = torch.Generator().manual_seed(1)
-    draws = {"generator": added} if isinstance(scheduler, DPMSolverMultistepScheduler) else {}
+    stochastic = isinstance(scheduler, DPMSolverMultistepScheduler | FlowMatchLCMScheduler)
+    draws = {"generator": added} if stochastic else {}
     for timestep in scheduler.timesteps:
         x = scheduler.step(toy_velocity(x, timestep.item()), timestep, x, return_dict=False, **draws)[0]
         trajectory.append(x)
@@ -162,6 +173,33 @@ def test_release_levels_as_recorded(solver: str, steps: int, shift: float, sigma
     levels = flow_levels(steps, shift=shift, convention="release", solver=solver)
     assert levels.sigmas.tolist() == sigmas
     assert levels.timesteps.tolist() == timesteps
+
+
+@pytest.mark.parametrize(
+    ("solver", "scheduler"), [("euler", FlowMatchEulerDiscreteScheduler), ("lcm", FlowMatchLCMScheduler)]
+)
+def test_four_steps_of_distilled_models(solver: str, scheduler: type):
+    """The levels that LightX2V lists, 1000, 750, 500 and 250 before the shift, given to diffusers as they are."""
+    preset = PRESETS["distilled"]
+    reference = scheduler(shift=preset.shift)
+    reference.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])
+    levels = flow_levels(preset.steps, shift=preset.shift, convention=preset.sigmas, solver=solver)
+    assert torch.allclose(levels.sigmas, reference.sigmas, rtol=0, atol=1e-7)
+    assert torch.allclose(levels.timesteps, reference.timesteps, rtol=0, atol=1e-4)
+    assert levels.timesteps.tolist() == pytest.approx([1000, 937.5, 2500 / 3, 625])
+    theirs = reference_trajectory(reference)
+    ours = our_trajectory(solver, preset.sigmas, preset.shift, preset.steps)
+    for x, wanted in zip(ours, theirs, strict=True):
+        assert (x - wanted).abs().max() / wanted.abs().max() < GATE
+
+
+def test_distilled_experts_work_at_two_levels_each():
+    """The text-to-video model's boundary lies behind the second, as LightX2V's boundary_step_index of 2 says."""
+    preset = PRESETS["distilled"]
+    levels = flow_levels(preset.steps, shift=preset.shift, convention=preset.sigmas, solver=preset.experts_solver)
+    boundary = VARIANTS["T2V-A14B"].boundary
+    assert boundary is not None
+    assert [timestep >= 1000 * boundary for timestep in levels.timesteps.tolist()] == [True, True, False, False]
 
 
 def test_the_gate_tells_the_conventions_apart():

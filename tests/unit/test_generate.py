@@ -89,7 +89,7 @@ def test_noise_is_drawn_per_clip_on_the_padded_grid():
         assert close(latents, wanted[0], 1e-6)
 
 
-@pytest.mark.parametrize("solver", ["unipc", "dpmpp-2m-sde"])
+@pytest.mark.parametrize("solver", ["unipc", "dpmpp-2m-sde", "lcm"])
 def test_a_pack_is_its_clips_one_by_one_in_any_order(solver: str):
     settings = replace(SETTINGS, solver=solver)
     together, backwards = sampled(CLIPS, settings), sampled(CLIPS[::-1], settings)[::-1]

@@ -95,11 +95,11 @@ def test_what_is_saved_is_what_is_read(model: WanCheckpoint, tmp_path: Path) -> 
 REFUSED: dict[str, tuple[dict[str, Tensor], str]] = {
     "no tensors": ({}, "holds no tensors"),
     "other keys": (
-        {**factors(), **{f"transformer.{name}.alpha": torch.ones(1) for name in "abcd"}},
-        "4 tensors are no factor of a LoRA that is known: 'transformer.a.alpha', 'transformer.b.alpha', "
-        "'transformer.c.alpha', ...",
+        {**factors(), **{f"transformer.{name}.dora_scale": torch.ones(1) for name in "abcd"}},
+        "4 tensors are no part of a LoRA that is known: 'transformer.a.dora_scale', 'transformer.b.dora_scale', "
+        "'transformer.c.dora_scale', ...",
     ),
-    "no LoRA at all": ({"weight": torch.ones(2)}, "1 tensor is no factor of a LoRA that is known: 'weight'"),
+    "no LoRA at all": ({"weight": torch.ones(2)}, "1 tensor is no part of a LoRA that is known: 'weight'"),
     "one factor": (dict([*factors().items()][:1]), f"layer '{LAYER}' has one factor of two"),
     "no product": (
         {**factors(), f"transformer.{LAYER}.lora_A.weight": torch.ones(2, WIDTH)},
@@ -160,6 +160,6 @@ def test_two_experts_each_have_what_fits(tmp_path: Path) -> None:
     lora = read_lora(write(tmp_path, factors("blocks.1.attn1.to_q")))
     one = WanCheckpoint.open(tmp_path / "model").with_loras([lora])
     assert describe(one.loras[0], transformers=2).endswith(
-        "1 layer of transformer alone, since it does not fit the other one"
+        "1 layer of the high-noise expert alone, since it does not fit the other one"
     )
     one.load_dit("transformer_2", dtype=torch.float32)

@@ -176,7 +176,7 @@ def test_levels_fall_to_exactly_zero(solver: str, convention: str, steps: int, s
         ({"shift": 0.0}, ["--shift 0", "above 0"]),
         ({"shift": math.nan}, ["--shift nan"]),
         ({"convention": "comfy"}, ["'comfy'", "release, diffusers"]),
-        ({"solver": "ddim"}, ["'ddim'", "dpmpp-2m, dpmpp-2m-sde, euler, heun, unipc"]),
+        ({"solver": "ddim"}, ["'ddim'", "dpmpp-2m, dpmpp-2m-sde, euler, heun, lcm, unipc"]),
         ({"steps": 100_000, "shift": 1000.0}, ["coincide", "fewer steps"]),
     ],
 )
