@@ -1,5 +1,7 @@
 """Our Wan DiT against diffusers' on the same tiny random weights."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -16,6 +18,10 @@ CONFIGS = {
     "head 64": DiTConfig(dim=128, ffn_dim=256, num_heads=2, num_layers=2, in_dim=32, out_dim=32, text_dim=48),
     "head 20, no norm": DiTConfig(dim=80, ffn_dim=96, num_heads=4, num_layers=2, text_dim=24, cross_attn_norm=False),
 }
+
+# Models that animate pictures: 20 more channels, and the rows of an image encoder of one picture or of two.
+I2V = DiTConfig(dim=64, ffn_dim=96, num_heads=2, num_layers=3, in_dim=36, text_dim=24, image_dim=20)
+IMAGE_CONFIGS = {"I2V": I2V, "FLF2V": replace(I2V, emb_pos=14), "I2V, heads of 128": replace(I2V, dim=256)}
 
 
 def build_pair(config: DiTConfig):
@@ -76,6 +82,39 @@ def test_known_first_frame_matches_diffusers():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", IMAGE_CONFIGS)
+def test_models_that_see_pictures_match_diffusers(name):
+    config = IMAGE_CONFIGS[name]
+    ours, theirs = build_pair(config)
+    latent, embed = torch.randn(config.in_dim, 3, 6, 10), torch.randn(9, config.text_dim)
+    images = torch.randn(2 if config.emb_pos else 1, 7, config.image_dim)  # pictures, rows of each, width
+    keys = ours.encode_images([images.flatten(0, 1)])
+    for t in (999.0, 437.5):
+        times = [torch.full((3,), t)]
+        (got,) = ours([latent], times, ours.encode_text([embed]), [0], images=keys, image_index=[0])
+        want = theirs(latent[None], torch.tensor([t]), padded(embed), images).sample[0]
+        assert got.shape == (config.out_dim, 3, 6, 10)
+        assert difference(got, want) < 3e-5
+    other = ours.encode_images([images.flatten(0, 1).flip(0)])
+    (changed,) = ours([latent], times, ours.encode_text([embed]), [0], images=other, image_index=[0])
+    assert (difference(changed, want) > 1e-3) == bool(config.emb_pos)  # only positions tell the order of rows
+
+
+@torch.no_grad()
+def test_clips_with_their_own_pictures_are_packed():
+    ours, _ = build_pair(I2V)
+    latents = [torch.randn(36, frames, 6, 4) for frames in (3, 1, 3)]
+    times, text = [torch.full((x.shape[1],), 700.0) for x in latents], ours.encode_text([torch.randn(5, 24)])
+    sets = [torch.randn(7, 20) for _ in range(2)]
+    keys, index = ours.encode_images(sets), [1, 0, 0]
+    packed = ours(latents, times, text, [0, 0, 0], images=keys, image_index=index)
+    for clip, together in enumerate(packed):
+        one = ours.encode_images([sets[index[clip]]])
+        (alone,) = ours([latents[clip]], [times[clip]], text, [0], images=one, image_index=[0])
+        assert difference(together, alone) < 1e-5
+
+
+@torch.no_grad()
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
 def test_low_precision_stays_near_float32(dtype, limit):
     """Relative L2 distance from diffusers in float32; float32 islands keep it small."""
@@ -102,7 +141,7 @@ def test_autocast_stays_near_float32():
     assert ((got - want).norm() / want.norm()).item() < 1e-2
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("config", (CONFIGS | IMAGE_CONFIGS).values(), ids=CONFIGS | IMAGE_CONFIGS)
 def test_config_round_trip(config):
     fields = diffusers.WanTransformer3DModel.from_config(config_to_diffusers(config)).config
     assert config_from_diffusers(fields) == config

@@ -1,7 +1,8 @@
 """The Wan video DiT on packed tokens (Wan, arXiv 2503.20314; DiT, arXiv 2212.09748; NaViT, arXiv 2307.06304).
 
-Legend: N tokens of all clips in the pack; D width; H heads of width E = D / H; P prompts with S text keys each; U
-distinct noise levels; C channels, (T, H, W) latents and (p, q, r) patches of one clip.
+Legend: N tokens of all clips in the pack; D width; H heads of width E = D / H; P prompts with S text keys each; I sets
+of pictures with R image keys each; U distinct noise levels; C channels, (T, H, W) latents and (p, q, r) patches of one
+clip.
 
 Attribute names are the original release's (Wan-Video/Wan2.1, wan/modules/model.py), so its checkpoints need no table.
 
@@ -10,8 +11,9 @@ are or autocast says; the other matrix products run in the parameters' dtype, or
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import cast
 
 import torch
@@ -25,12 +27,19 @@ from dit_video.nn.packing import Pack, make_pack, pack_tokens, unpack_tokens
 from dit_video.nn.patch import Size3, patchify, token_grid, unpatchify
 from dit_video.nn.rope import rms_norm_rotate
 
+Pair = tuple[Tensor, Tensor]  # of keys and values
+
 GUARD = 30.0  # the weight of the query's norm in the channels that keep the padding out
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiTConfig:
-    """The shape of the transformer; field names are the original release's."""
+    """The shape of the transformer; field names are the original release's.
+
+    in_dim: channels of a latent, and those that models which animate pictures take beside it. image_dim: width of the
+    image encoder's rows, of models that attend to them. emb_pos: the rows that have a learnt position, of models that
+    attend to two pictures.
+    """
 
     patch: Size3 = (1, 2, 2)
     in_dim: int = 16
@@ -44,10 +53,13 @@ class DiTConfig:
     text_len: int = 512
     eps: float = 1e-6
     cross_attn_norm: bool = True
+    image_dim: int | None = None
+    emb_pos: int | None = None
 
     def __post_init__(self) -> None:
         assert self.dim % (2 * self.num_heads) == 0, "RoPE turns pairs of channels: heads must have an even width"
         assert self.patch[0] == 1, "a latent frame has a noise level of its own: patches are one frame deep"
+        assert self.emb_pos is None or self.image_dim is not None, "positions are those of an image encoder's rows"
 
     @property
     def head_dim(self) -> int:
@@ -62,6 +74,14 @@ class TextKeys:
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     bias: Tensor
+
+
+@dataclass(frozen=True)
+class ImageKeys:
+    """Cross-attention keys and values of I sets of pictures: (I, R, H, E) for each block."""
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
 
 
 def product_dtype(weight: Tensor) -> torch.dtype:
@@ -124,12 +144,24 @@ class SelfAttention(Attention):
 
 
 class CrossAttention(Attention):
-    """Each token attends to the text of its clip."""
+    """Each token attends to the text of its clip, and in models made so, apart from that, to its pictures."""
+
+    def __init__(self, config: DiTConfig):
+        super().__init__(config)
+        if config.image_dim is not None:
+            self.k_img = nn.Linear(config.dim, config.dim)
+            self.v_img = nn.Linear(config.dim, config.dim)
+            self.norm_k_img = RMSNorm(config.dim, config.eps)
 
     def text_keys(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """Text (P, S, D) to keys and values (P, S, H, E)."""
         keys = self.norm_k(self.k(text).flatten(0, 1)).to(text.dtype)  # (P S, D)
         return self.heads(keys.view_as(text)), self.heads(self.v(text))
+
+    def image_keys(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Pictures (I, R, D) to keys and values (I, R, H, E)."""
+        keys = self.norm_k_img(self.k_img(images).flatten(0, 1)).to(images.dtype)  # (I R, D)
+        return self.heads(keys.view_as(images)), self.heads(self.v_img(images))
 
     @torch.no_grad()
     def init_guards(self) -> None:
@@ -159,17 +191,21 @@ class CrossAttention(Attention):
         head_dim = len(self.q.bias) // self.num_heads
         return slice(head_dim - 1, None, head_dim)
 
-    def forward(self, x: Tensor, pack: Pack, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-        """(N, D) to (N, D), with keys and values (clips, S, H, E) in the pack's order and bias (S,)."""
-        clips, rows = keys.shape[:2]
+    def forward(self, x: Tensor, pack: Pack, text: Pair, bias: Tensor, images: Pair | None) -> Tensor:
+        """(N, D) to (N, D), with keys and values (clips, S or R, H, E) in the pack's order and the text's bias (S,)."""
+        clips, rows = text[0].shape[:2]
         q = self.heads(self.norm_q(self.q(x)))  # (N, H, E)
-        k, v = keys.flatten(0, 1), values.flatten(0, 1)  # (clips S, H, E)
+        k, v = (part.flatten(0, 1) for part in text)  # (clips S, H, E)
         y = attention(q, k, v, lengths=pack.lengths, kv_lengths=[rows] * clips, key_bias=bias.repeat(clips))
+        if images is not None:
+            rows = images[0].shape[1]
+            k, v = (part.flatten(0, 1) for part in images)  # (clips R, H, E)
+            y = y + attention(q, k, v, lengths=pack.lengths, kv_lengths=[rows] * clips)
         return self.o(y.flatten(1))  # (N, D)
 
 
 class Block(nn.Module):
-    """Self-attention and feed-forward, modulated by the noise level; between them cross-attention to the text."""
+    """Self-attention and feed-forward, modulated by the noise level; between them cross-attention."""
 
     def __init__(self, config: DiTConfig):
         super().__init__()
@@ -181,14 +217,16 @@ class Block(nn.Module):
         self.ffn = nn.Sequential(nn.Linear(dim, hidden), GELU(), nn.Linear(hidden, dim))
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
 
-    def forward(self, x: Tensor, levels: Tensor, pack: Pack, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-        """x (N, D) and levels (U, 6, D), float32, to (N, D) float32; keys, values and bias as in CrossAttention."""
+    def forward(
+        self, x: Tensor, levels: Tensor, pack: Pack, text: Pair, bias: Tensor, images: Pair | None = None
+    ) -> Tensor:
+        """x (N, D) and levels (U, 6, D), float32, to (N, D) float32; text, bias and images as in CrossAttention."""
         dtype = product_dtype(self.self_attn.q.weight)
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.modulation.float() + levels).unbind(1)  # (U, D) each
 
         y = self.self_attn(modulated_norm(x, shift, scale, pack.level, self.eps, dtype), pack)
         x = gated_add(x, y, gate, pack.level)
-        x = x + self.cross_attn(self.cross_norm(x).to(dtype), pack, keys, values, bias)
+        x = x + self.cross_attn(self.cross_norm(x).to(dtype), pack, text, bias, images)
         y = self.ffn(modulated_norm(x, ffn_shift, ffn_scale, pack.level, self.eps, dtype))
         return gated_add(x, y, ffn_gate, pack.level)
 
@@ -203,6 +241,30 @@ class Block(nn.Module):
         nn.init.zeros_(self.modulation)
         nn.init.zeros_(self.cross_attn.o.weight)  # cross-attention has no gate
         self.cross_attn.init_guards()
+
+
+class ImageEmbedding(nn.Module):
+    """An image encoder's rows to rows as wide as the transformer's; its norms are float32."""
+
+    def __init__(self, width: int, dim: int, positions: int | None):
+        super().__init__()
+        if positions is not None:
+            self.emb_pos = nn.Parameter(torch.zeros(1, positions, width))
+        # The norms' eps is torch's own, unlike that of all others here.
+        self.proj = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, dim), nn.LayerNorm(dim)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(I, R, image_dim) to (I, R, D)."""
+        x = images + self.emb_pos if hasattr(self, "emb_pos") else images
+        dtype = product_dtype(cast(nn.Linear, self.proj[1]).weight)
+        for layer in self.proj:
+            if isinstance(layer, nn.LayerNorm):
+                x = F.layer_norm(x.float(), x.shape[-1:], layer.weight.float(), layer.bias.float(), layer.eps).to(dtype)
+            else:
+                x = layer(x)
+        return x
 
 
 class Head(nn.Module):
@@ -221,6 +283,13 @@ class Head(nn.Module):
         return in_float32(nn.Sequential(self.head), x)
 
 
+def _of_clips(made: TextKeys | ImageKeys, index: Sequence[int], pack: Pack) -> Iterator[Pair]:
+    """Each block's keys and values of the pack's clips, in its order; index: which of those made each clip uses."""
+    chosen = torch.tensor([index[clip] for clip in pack.order], device=made.keys[0].device)  # (clips,)
+    for keys, values in zip(made.keys, made.values, strict=True):
+        yield keys.index_select(0, chosen), values.index_select(0, chosen)
+
+
 class WanDiT(nn.Module):
     """Predicts the velocity eps - x0 of every patch of a pack of clips.
 
@@ -237,6 +306,8 @@ class WanDiT(nn.Module):
         self.text_embedding = nn.Sequential(nn.Linear(config.text_dim, dim), GELU(), nn.Linear(dim, dim))
         self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, dim * 6))
+        if config.image_dim is not None:
+            self.img_emb = ImageEmbedding(config.image_dim, dim, config.emb_pos)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.head = Head(config)
 
@@ -262,6 +333,18 @@ class WanDiT(nn.Module):
             bias[-1] = math.log(rest)
         return TextKeys(tuple(keys for keys, _ in pairs), tuple(values for _, values in pairs), bias)
 
+    def encode_images(self, images: Sequence[Tensor]) -> ImageKeys:
+        """Every block's cross-attention keys and values of sets of pictures: once for all steps of sampling.
+
+        Args:
+            images: (R, image_dim) for each set: the rows that the image encoder gives for its pictures, one after the
+                other; R is `emb_pos` where there is one.
+        """
+        weight = self.patch_embedding.weight
+        rows = self.img_emb(torch.stack(list(images)).to(weight.device, product_dtype(weight)))  # (I, R, D)
+        pairs = [cast(Block, block).cross_attn.image_keys(rows) for block in self.blocks]
+        return ImageKeys(tuple(keys for keys, _ in pairs), tuple(values for _, values in pairs))
+
     def embed_timesteps(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Timesteps (U,) in 0..1000 to the head's levels (U, D) and the blocks' levels (U, 6, D), float32."""
         sinusoids = timestep_embedding(timesteps.cpu(), self.config.freq_dim)  # in float64, which not every device has
@@ -275,6 +358,8 @@ class WanDiT(nn.Module):
         text: TextKeys,
         text_index: Sequence[int],
         keep: Sequence[Tensor | None] | None = None,
+        images: ImageKeys | None = None,
+        image_index: Sequence[int] = (),
     ) -> list[Tensor]:
         """The velocity of each clip; a pack gives the same numbers as its clips one by one.
 
@@ -285,11 +370,14 @@ class WanDiT(nn.Module):
             text_index: which of its prompts each clip uses.
             keep: the sorted indices of the tokens that are computed, on the CPU, for each clip where some are dropped;
                 None computes all.
+            images: from `encode_images`, of models that have an `image_dim`.
+            image_index: which of its sets of pictures each clip uses.
 
         Returns:
             (out_dim, T, H, W) float32 for each clip, 0 where a token was dropped.
         """
         config, weight, device = self.config, self.patch_embedding.weight, self.patch_embedding.weight.device
+        assert (images is None) == (config.image_dim is None), "models with an image_dim, and no others, take pictures"
         self.passes += len(latents)
         grids = [token_grid(latent, config.patch) for latent in latents]
         pack = make_pack(grids, timesteps, head_dim=config.head_dim, device=device, keep=keep)
@@ -299,9 +387,12 @@ class WanDiT(nn.Module):
         x = F.linear(x.to(product_dtype(weight)), weight.flatten(1), self.patch_embedding.bias).float()  # (N, D)
 
         e, levels = self.embed_timesteps(pack.timesteps)  # (U, D), (U, 6, D)
-        prompt = torch.tensor([text_index[clip] for clip in pack.order], device=device)  # (clips,)
-        for block, keys, values in zip(self.blocks, text.keys, text.values, strict=True):
-            x = block(x, levels, pack, keys.index_select(0, prompt), values.index_select(0, prompt), text.bias)
+        of_text = _of_clips(text, text_index, pack)
+        of_images: Iterable[Pair | None] = repeat(None, config.num_layers)
+        if images is not None:
+            of_images = _of_clips(images, image_index, pack)
+        for block, text_pair, image_pair in zip(self.blocks, of_text, of_images, strict=True):
+            x = block(x, levels, pack, text_pair, text.bias, image_pair)
 
         clips = unpack_tokens(self.head(x, e, pack), pack)  # (n_i, p q r C) each
         whole = [

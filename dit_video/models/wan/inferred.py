@@ -40,6 +40,8 @@ def dit_from_shapes(where: Path, shapes: Shapes, *, head_dim: int = HEAD_DIM) ->
             num_layers=_count(shapes, r"blocks\.(\d+)\."),
             text_dim=shapes["text_embedding.0.weight"][1],
             cross_attn_norm="blocks.0.norm3.weight" in shapes,
+            image_dim=shapes.get("img_emb.proj.0.weight", (None,))[0],
+            emb_pos=shapes.get("img_emb.emb_pos", (1, None))[1],
         )
     except KeyError as missing:
         raise CheckpointError(f"{where}: lacks the tensor {missing}, which every Wan transformer has.") from None

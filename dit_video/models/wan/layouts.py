@@ -18,6 +18,8 @@ ORIGINAL = Layout(
         (
             "patch_embedding.{p}",
             "text_embedding.{i}.{p}",
+            "img_emb.emb_pos",
+            "img_emb.proj.{i}.{p}",
             "time_embedding.{i}.{p}",
             "time_projection.1.{p}",
             "blocks.{i}.modulation",
@@ -34,6 +36,9 @@ ORIGINAL = Layout(
             "blocks.{i}.cross_attn.o.{p}",
             "blocks.{i}.cross_attn.norm_q.weight",
             "blocks.{i}.cross_attn.norm_k.weight",
+            "blocks.{i}.cross_attn.k_img.{p}",
+            "blocks.{i}.cross_attn.v_img.{p}",
+            "blocks.{i}.cross_attn.norm_k_img.weight",
             "blocks.{i}.ffn.{j}.{p}",
             "head.modulation",
             "head.head.{p}",
@@ -48,6 +53,11 @@ DIFFUSERS = Layout(
         Row("patch_embedding.{p}", "patch_embedding.{p}"),
         Row("text_embedding.0.{p}", "condition_embedder.text_embedder.linear_1.{p}"),
         Row("text_embedding.2.{p}", "condition_embedder.text_embedder.linear_2.{p}"),
+        Row("img_emb.emb_pos", "condition_embedder.image_embedder.pos_embed"),
+        Row("img_emb.proj.0.{p}", "condition_embedder.image_embedder.norm1.{p}"),
+        Row("img_emb.proj.1.{p}", "condition_embedder.image_embedder.ff.net.0.proj.{p}"),
+        Row("img_emb.proj.3.{p}", "condition_embedder.image_embedder.ff.net.2.{p}"),
+        Row("img_emb.proj.4.{p}", "condition_embedder.image_embedder.norm2.{p}"),
         Row("time_embedding.0.{p}", "condition_embedder.time_embedder.linear_1.{p}"),
         Row("time_embedding.2.{p}", "condition_embedder.time_embedder.linear_2.{p}"),
         Row("time_projection.1.{p}", "condition_embedder.time_proj.{p}"),
@@ -65,6 +75,9 @@ DIFFUSERS = Layout(
         Row("blocks.{i}.cross_attn.o.{p}", "blocks.{i}.attn2.to_out.0.{p}"),
         Row("blocks.{i}.cross_attn.norm_q.weight", "blocks.{i}.attn2.norm_q.weight"),
         Row("blocks.{i}.cross_attn.norm_k.weight", "blocks.{i}.attn2.norm_k.weight"),
+        Row("blocks.{i}.cross_attn.k_img.{p}", "blocks.{i}.attn2.add_k_proj.{p}"),
+        Row("blocks.{i}.cross_attn.v_img.{p}", "blocks.{i}.attn2.add_v_proj.{p}"),
+        Row("blocks.{i}.cross_attn.norm_k_img.weight", "blocks.{i}.attn2.norm_added_k.weight"),
         Row("blocks.{i}.ffn.0.{p}", "blocks.{i}.ffn.net.0.proj.{p}"),
         Row("blocks.{i}.ffn.2.{p}", "blocks.{i}.ffn.net.2.{p}"),
         Row("head.modulation", "scale_shift_table"),
@@ -84,12 +97,6 @@ def config_from_diffusers(fields: Mapping[str, Any]) -> DiTConfig:
     name = fields.get("_class_name", "WanTransformer3DModel")
     if name != "WanTransformer3DModel":
         raise CheckpointError(f"transformer class {name!r}: only WanTransformer3DModel can be loaded as a Wan DiT.")
-    for feature in ("image_dim", "added_kv_proj_dim", "pos_embed_seq_len"):
-        if fields.get(feature) is not None:
-            raise CheckpointError(
-                f"{feature} = {fields[feature]}: this checkpoint is conditioned on CLIP images; only text-to-video and "
-                "TI2V models, without an image encoder, can be loaded."
-            )
     norm = fields.get("qk_norm", "rms_norm_across_heads")
     if norm != "rms_norm_across_heads":
         raise CheckpointError(f"qk_norm = {norm!r}: Wan checkpoints must have rms_norm_across_heads.")
@@ -101,6 +108,10 @@ def config_from_diffusers(fields: Mapping[str, Any]) -> DiTConfig:
             )
         if len(patch) != 3 or patch[0] != 1:
             raise CheckpointError(f"patch_size {patch}: must be three numbers of which the first, for time, is 1.")
+        image_dim, added = fields.get("image_dim"), fields.get("added_kv_proj_dim")
+        if added != (None if image_dim is None else heads * head_dim):
+            rule = f"must be the width {heads * head_dim} with an image_dim, and null without one"
+            raise CheckpointError(f"added_kv_proj_dim = {added} and image_dim = {image_dim}: the first {rule}.")
         return DiTConfig(
             patch=tuple(patch),
             in_dim=fields["in_channels"],
@@ -113,6 +124,8 @@ def config_from_diffusers(fields: Mapping[str, Any]) -> DiTConfig:
             text_dim=fields["text_dim"],
             eps=fields["eps"],
             cross_attn_norm=fields["cross_attn_norm"],
+            image_dim=image_dim,
+            emb_pos=fields.get("pos_embed_seq_len"),
         )
     except KeyError as missing:
         raise CheckpointError(f"the transformer's config.json lacks {missing}, which a Wan DiT must have.") from None
@@ -136,8 +149,8 @@ def config_to_diffusers(config: DiTConfig) -> dict[str, Any]:
         "cross_attn_norm": config.cross_attn_norm,
         "qk_norm": "rms_norm_across_heads",
         "eps": config.eps,
-        "image_dim": None,
-        "added_kv_proj_dim": None,
+        "image_dim": config.image_dim,
+        "added_kv_proj_dim": None if config.image_dim is None else config.dim,
         "rope_max_seq_len": 1024,
-        "pos_embed_seq_len": None,
+        "pos_embed_seq_len": config.emb_pos,
     }

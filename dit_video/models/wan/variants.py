@@ -3,7 +3,7 @@
 Sources: Wan-Video/Wan2.1 and Wan2.2, wan/configs/*.py.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dit_video.models.wan.defaults import RELEASES, TINY_DEFAULTS, Defaults
 from dit_video.models.wan.dit import DiTConfig
@@ -23,6 +23,8 @@ class Variant:
 
 _14B = DiTConfig(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40)
 
+_I2V_14B = replace(_14B, in_dim=36, image_dim=1280)
+
 VARIANTS = {
     "T2V-1.3B": Variant(
         dit=DiTConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30),
@@ -36,7 +38,12 @@ VARIANTS = {
         vae=WAN_2_2_VAE,
         defaults=RELEASES["TI2V-5B"],
     ),
+    "I2V-14B-480P": Variant(dit=_I2V_14B, vae=WAN_2_1_VAE, defaults=RELEASES["I2V-14B-480P"]),
+    "I2V-14B-720P": Variant(dit=_I2V_14B, vae=WAN_2_1_VAE, defaults=RELEASES["I2V-14B-720P"]),
+    "FLF2V-14B": Variant(dit=replace(_I2V_14B, emb_pos=2 * 257), vae=WAN_2_1_VAE, defaults=RELEASES["FLF2V-14B"]),
+    "I2V-A14B": Variant(dit=replace(_14B, in_dim=36), vae=WAN_2_1_VAE, defaults=RELEASES["I2V-A14B"], boundary=0.9),
 }
+"""Of two with the same parts, the name of a checkpoint's folder says which it is, or else it is the first."""
 
 TINY = Variant(
     dit=DiTConfig(dim=64, ffn_dim=128, num_heads=2, num_layers=2, freq_dim=32, text_dim=32),
