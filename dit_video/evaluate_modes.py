@@ -16,8 +16,8 @@ import numpy as np
 
 from dit_video.evaluate import SHEET_CLIPS, SHEET_FRAMES, Answer, Question
 from dit_video.extend import Maker, Windows, connected, extended, head_frames
-from dit_video.generate import Clip, Progress, Settings, Stages, decode_frames, sample_latents
-from dit_video.known import encode_frames, encode_known
+from dit_video.generate import Clip, Progress, Settings, Stages, decode_frames, encode_given, sample_latents
+from dit_video.known import encode_frames
 from dit_video.nn.pixels import pad_frames
 from dit_video.scenes.captions import caption
 from dit_video.scenes.detector import centres, detect, score
@@ -80,7 +80,7 @@ def answer_modes(
 
 def _image(bench: Bench, question: Question) -> tuple[Answer, np.ndarray]:
     given = render(question.scene)[:1]
-    known = encode_known(bench.stages.vae, bench.stages.checkpoint.grid, bench.shape, {0: given})
+    known = encode_given(bench.stages, bench.shape, {0: given})
     clip = Clip(prompt=question.prompt, negative=bench.negative, shape=bench.shape, seed=question.seed, known=known)
     frames = bench.sampled(clip)
     found = detect(frames)

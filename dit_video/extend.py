@@ -6,6 +6,9 @@ group too: where the number of new frames is not a multiple of 4, their last gro
 follows, which is then taken from there. A window without frames before it begins with new ones, of which the surplus
 is left out. (4 stands for the autoencoder's stride in time.)
 
+Models that take pictures beside the noise (`known.encode_beside`) are given the frame before the new ones, and where
+they can also the frame after them, and nothing more.
+
 More new frames than fit in a window are made window by window, each from the last frames of the one before, so memory
 does not grow with their number.
 """
@@ -22,11 +25,12 @@ from dit_video.generate import (
     Settings,
     Stages,
     decode_frames,
+    encode_given,
     explained_memory,
     read_prompts,
     sample_latents,
 )
-from dit_video.known import encode_known, frames_of
+from dit_video.known import frames_of, group_of
 from dit_video.machine import peak_memory
 from dit_video.shapes import Grid, VideoShape
 from dit_video.video.io import write_video
@@ -48,14 +52,15 @@ class Windows:
     longest: int
 
     @classmethod
-    def of(cls, grid: Grid, longest: int) -> "Windows":
+    def of(cls, grid: Grid, longest: int, *, beside: bool = False) -> "Windows":
         """Windows of `longest` frames or the next length on the grid, of which a third is known before, or after.
 
-        Three latent frames tell position, speed and acceleration; less is known only where a window is too short.
+        Three latent frames tell position, speed and acceleration; less is known only where a window is too short, or
+        the model takes no more, `beside` the noise.
         """
         t = grid.stride[0]
         groups = max(1, -(-(longest - 1) // t))  # after the first frame
-        known = max(0, min(2, groups - 1))
+        known = 0 if beside else max(0, min(2, groups - 1))
         return cls(stride=t, before=1 + known * t, after=max(1, known) * t, longest=1 + groups * t)
 
     def most(self, *, before: bool, after: bool) -> int:
@@ -157,8 +162,7 @@ class Maker:
         seed = (self.seed + self.made) % MAX_SEED
         self.made += 1
         with explained_memory(shape):
-            with stages.timed("encode"):
-                known = encode_known(stages.vae, stages.checkpoint.grid, shape, given)
+            known = encode_given(stages, shape, given)
             clip = Clip(prompt=self.prompt, negative=self.negative, shape=shape, seed=seed, known=known)
             latents = sample_latents(stages, [clip], self.settings)[0]
             frames = decode_frames(stages.vae, latents, shape, tile=self.tile)
@@ -173,6 +177,8 @@ class Maker:
     ) -> tuple[dict[int, np.ndarray], VideoShape, int]:
         """What is given of a window, by latent frame; its shape; and how many frames come before the new ones."""
         t, windows = self.windows.stride, self.windows
+        if self.stages.checkpoint.beside and before is not None:
+            return _between_two(before[-1], count, None if after is None else after[0], t)
         given: dict[int, np.ndarray] = {}
         if before is None:
             groups = 1 + -(-(count - 1) // t)  # of the new frames, the first of which is a group of its own
@@ -195,6 +201,17 @@ class Maker:
                 groups += 1
         shape = VideoShape(num_frames=1 + (groups - 1) * t, height=self.height, width=self.width)
         return given, shape, skipped
+
+
+def _between_two(
+    before: np.ndarray, count: int, after: np.ndarray | None, stride: int
+) -> tuple[dict[int, np.ndarray], VideoShape, int]:
+    """As `Maker._window`, for `count` new frames after one frame (H, W, 3), or between two."""
+    shape = VideoShape(num_frames=1 + count + (after is not None), height=before.shape[0], width=before.shape[1])
+    given = {0: before[None]}
+    if after is not None:
+        given[group_of(shape.num_frames - 1, stride)] = after[None]
+    return given, shape, 1
 
 
 def extended(

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from dit_video.checkpoints.files import save_tensors
-from dit_video.errors import DvgenError
+from dit_video.errors import DvgenError, UsageError
 from dit_video.flow.guidance import guided, needs_guidance
 from dit_video.flow.levels import NUM_TRAIN_TIMESTEPS, Levels, flow_levels
 from dit_video.flow.solvers import SOLVERS
-from dit_video.known import Known, encode_frames, encode_known
+from dit_video.known import BESIDE, Known, check_beside, encode_beside, encode_frames, encode_known
 from dit_video.machine import peak_memory
 from dit_video.nn.pixels import pad_frames, to_frames
 from dit_video.plan import PACK_TOKENS
@@ -33,9 +33,12 @@ from dit_video.text.encoders import MAX_LENGTH
 from dit_video.video.io import write_video
 
 if TYPE_CHECKING:
-    from dit_video.models.wan.dit import TextKeys, WanDiT
+    from dit_video.models.wan.dit import ImageKeys, TextKeys, WanDiT
     from dit_video.models.wan.vae import WanVAE
     from dit_video.text.encoders import TextEncoder
+    from dit_video.text.images import ImageEncoder
+
+    Keys = tuple[TextKeys, ImageKeys | None]  # of prompts, and of the clips' pictures
 
 Progress = Callable[[str, int, int], None]  # (stage, parts done, parts in all); called with 0 done when a stage begins
 Note = Callable[[str], None]  # one sentence that the user should see
@@ -46,7 +49,7 @@ Reading = tuple[list[str], bool]  # of a prompt: the words that the model never 
 class Clip:
     """One video to make: what it shows, what it must not, its size, and the seed of its noise.
 
-    known: its latent frames that are given and stay. start: normalised latents (C, T, H, W) on the CPU that denoising
+    known: what is given of it. start: normalised latents (C, T, H, W) on the CPU that denoising
     begins with, at the level of `Settings.strength`; without them it begins with noise.
     """
 
@@ -85,6 +88,7 @@ class Checkpoint(Protocol):
     """A model that can be sampled: its arithmetic, and its stages to load.
 
     boundary: the noise level from which up the first of two experts denoises; None when there is one transformer.
+    known_frames, beside, sees_images: see `DescribedModel`.
     """
 
     @property
@@ -95,6 +99,17 @@ class Checkpoint(Protocol):
 
     @property
     def boundary(self) -> float | None: ...
+
+    @property
+    def known_frames(self) -> str: ...
+
+    @property
+    def beside(self) -> bool: ...
+
+    @property
+    def sees_images(self) -> bool: ...
+
+    def load_images(self, *, dtype: torch.dtype, device: torch.device) -> "ImageEncoder": ...
 
     def load_text(self, *, dtype: torch.dtype, device: torch.device) -> "TextEncoder": ...
 
@@ -138,6 +153,11 @@ class Stages:
     def text(self) -> "TextEncoder":
         """The text encoder."""
         return self._stage("text encoder", self.checkpoint.load_text)
+
+    @property
+    def images(self) -> "ImageEncoder":
+        """The image encoder."""
+        return self._stage("image encoder", self.checkpoint.load_images)
 
     @property
     def vae(self) -> "WanVAE":
@@ -198,8 +218,10 @@ def sample_latents(stages: Stages, clips: Sequence[Clip], settings: Settings) ->
     adds on the way.
 
     Raises:
-        DvgenError: the latents are not finite.
+        DvgenError: the latents are not finite, or the model animates pictures and there is none.
     """
+    if stages.checkpoint.beside and any(clip.known is None or clip.known.channels is None for clip in clips):
+        raise UsageError(f"this model {BESIDE[stages.checkpoint.known_frames]}.")
     prompts = list(dict.fromkeys(text for clip in clips for text in _prompts(clip, settings)))
     denoiser = _Denoiser(stages, clips, settings, prompts, _encode(stages, prompts))
     levels = flow_levels(settings.steps, shift=settings.shift, convention=settings.sigmas, solver=settings.solver)
@@ -303,33 +325,46 @@ class _Denoiser:
         grid = stages.checkpoint.grid
         tokens = sum(math.prod(grid.tokens(grid.latent(clip.shape))) for clip in clips)
         self.together = 2 * tokens <= PACK_TOKENS
-        self.text: dict[str, TextKeys] = {}
-        device = stages.device
-        self.known = [clip.known and Known(**{k: v.to(device) for k, v in vars(clip.known).items()}) for clip in clips]
+        self.keys: dict[str, Keys] = {}
+        self.known = [clip.known and clip.known.to(stages.device) for clip in clips]
 
-    def expert(self, timestep: float) -> tuple["WanDiT", "TextKeys", float]:
-        """The transformer for a timestep, its keys of the prompts, and its guidance scale."""
+    def expert(self, timestep: float) -> "tuple[WanDiT, Keys, float]":
+        """The transformer for a timestep, its keys of the prompts and of the clips' pictures, its guidance scale."""
         boundary = self.stages.checkpoint.boundary
         low_noise = boundary is not None and timestep < boundary * NUM_TRAIN_TIMESTEPS
         which = "transformer_2" if low_noise else "transformer"
         dit = self.stages.dit(which)
-        if which not in self.text:
-            self.text = {which: dit.encode_text(self.embeds)}
-        return dit, self.text[which], self.settings.guidance[-1 if low_noise else 0]
+        if which not in self.keys:
+            images = [known.images for known in self.known if known is not None and known.images is not None]
+            self.keys = {which: (dit.encode_text(self.embeds), dit.encode_images(images) if images else None)}
+        return dit, self.keys[which], self.settings.guidance[-1 if low_noise else 0]
 
     def __call__(self, x: Tensor, sigma: float, timestep: float) -> Tensor:
-        dit, text, scale = self.expert(timestep)
-        latents = self.with_known(self.unpack(x))
+        dit, keys, scale = self.expert(timestep)
+        latents = [
+            clean if known is None or known.channels is None else torch.cat([clean, known.channels])
+            for clean, known in zip(self.with_known(self.unpack(x)), self.known, strict=True)
+        ]
         times = [self._times(timestep, clip) for clip in range(len(self.sizes))]
         if not needs_guidance(sigma, scale, self.settings.guidance_interval):
-            velocity = _flat(dit(latents, times, text, self.cond))
+            velocity = self._predict(dit, keys, latents, times, self.cond)
         elif self.together:
-            cond, uncond = _flat(dit(latents * 2, times * 2, text, self.cond + self.uncond)).chunk(2)
+            cond, uncond = self._predict(dit, keys, latents * 2, times * 2, self.cond + self.uncond).chunk(2)
             velocity = guided(cond, uncond, scale)
         else:
-            cond, uncond = (_flat(dit(latents, times, text, prompts)) for prompts in (self.cond, self.uncond))
+            cond, uncond = (self._predict(dit, keys, latents, times, prompts) for prompts in (self.cond, self.uncond))
             velocity = guided(cond, uncond, scale)
         return _flat(self.with_known(self.unpack(x - sigma * velocity)))
+
+    def _predict(
+        self, dit: "WanDiT", keys: "Keys", latents: list[Tensor], times: list[Tensor], prompts: list[int]
+    ) -> Tensor:
+        """The flat velocity of the pack, or of the pack twice over, with a prompt for each of its clips."""
+        text, images = keys
+        if images is None:
+            return _flat(dit(latents, times, text, prompts))
+        index = [clip % len(self.sizes) for clip in range(len(latents))]
+        return _flat(dit(latents, times, text, prompts, images=images, image_index=index))
 
     def _times(self, timestep: float, clip: int) -> Tensor:
         """The timestep of each latent frame of a clip: 0 of those that are known."""
@@ -412,7 +447,7 @@ def generate(
     """Makes one video file; with `save_latents` also a file of its latents, which is there before decoding begins.
 
     Args:
-        given: frames that are known, see `encode_known`.
+        given: frames that are given, see `encode_given`.
         start: frames (T, H, W, 3) uint8 of the clip's shape, to begin with at the level of `Settings.strength`.
         tile: see `decode_frames`.
 
@@ -460,12 +495,39 @@ def _with_frames(stages: Stages, clip: Clip, given: Mapping[int, np.ndarray] | N
     """The clip with the latents of what is given, and of what it starts from."""
     if not given and start is None:
         return clip
-    vae, grid = stages.vae, stages.checkpoint.grid
+    known = encode_given(stages, clip.shape, given) if given else None
+    if start is None:
+        return replace(clip, known=known)
     with stages.timed("encode"):
-        return replace(
-            clip,
-            known=encode_known(vae, grid, clip.shape, given) if given else None,
-            start=None if start is None else encode_frames(vae, pad_frames(start, grid.padded(clip.shape))),
+        padded = pad_frames(start, stages.checkpoint.grid.padded(clip.shape))
+        return replace(clip, known=known, start=encode_frames(stages.vae, padded))
+
+
+def encode_given(stages: Stages, shape: VideoShape, given: Mapping[int, np.ndarray]) -> Known:
+    """What is given of a clip of `shape`, as the model takes it.
+
+    Args:
+        given: latent frame -> its frames, see `encode_known`, and `encode_beside` for models that take them so.
+
+    Raises:
+        UsageError: the model takes pictures beside the noise, and not these.
+    """
+    checkpoint = stages.checkpoint
+    with stages.timed("encode"):
+        if not checkpoint.beside:
+            return encode_known(stages.vae, checkpoint.grid, shape, given)
+        frames = [0 if group == 0 else shape.num_frames - 1 for group in given]
+        check_beside(checkpoint.known_frames, frames, shape.num_frames)
+        images = None
+        if checkpoint.sees_images:
+            pictures = np.concatenate([given[group][-1:] for group in sorted(given)])
+            images = stages.images.encode(pictures).flatten(0, 1).cpu()
+        latent = checkpoint.grid.latent(shape)
+        return Known(
+            latents=torch.zeros(checkpoint.latent_channels, latent.frames, latent.height, latent.width),
+            frames=torch.zeros(latent.frames, dtype=torch.bool),
+            channels=encode_beside(stages.vae, checkpoint.grid, shape, given),
+            images=images,
         )
 
 

@@ -7,9 +7,12 @@ the encoder looks back in time and what comes before is not known yet.
 
 Known latents have noise level 0 in the transformer and are never changed (Diffusion Forcing, arXiv 2407.01392; Wan 2.2
 TI2V, wan/textimage2video.py).
+
+Models that were made to animate pictures (Wan 2.1 and 2.2 I2V and FLF2V) take what is given beside the noise instead:
+every latent of the clip has more channels, which say what is given and what it is, and no latent is replaced.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -18,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dit_video.errors import UsageError
 from dit_video.nn.pixels import pad_frames, to_video
 from dit_video.shapes import Grid, VideoShape
 
@@ -29,10 +33,26 @@ STILL_GROUPS = 4  # groups of a still picture before a part of a clip that does 
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """latents: (C, T, H, W) float32 of a whole clip on the CPU, 0 where they are not known. frames: (T,) bool."""
+    """What is given of a clip, as the transformer takes it.
+
+    latents: (C, T, H, W) float32 of the whole clip, 0 where they are not known. frames: (T,) bool, which of them are.
+    channels: (D, T, H, W) float32 beside the noise, of models made so; they have no known latents. images: (R, W), the
+    rows of the image encoder, of models that attend to them.
+    """
 
     latents: Tensor
     frames: Tensor
+    channels: Tensor | None = None
+    images: Tensor | None = None
+
+    def to(self, device: torch.device) -> "Known":
+        """The same on a device."""
+        return Known(
+            latents=self.latents.to(device),
+            frames=self.frames.to(device),
+            channels=None if self.channels is None else self.channels.to(device),
+            images=None if self.images is None else self.images.to(device),
+        )
 
 
 def group_of(frame: int, stride: int) -> int:
@@ -73,3 +93,51 @@ def encode_frames(vae: "WanVAE", frames: np.ndarray) -> Tensor:
     """Normalised latents (C, t, h, w), float32 on the CPU, of frames (T, H, W, 3) uint8 on the autoencoder's grid."""
     like = next(vae.parameters())
     return vae.encode(to_video(frames[None]).to(like.device, like.dtype), chunk=1)[0].float().cpu()
+
+
+BESIDE = {
+    "first": "animates an image, which is the first frame, and takes no other",
+    "first and last": "leads from one image, the first frame, to another, the last",
+    "first or both": "animates an image, which is the first frame, and takes another as the last",
+}
+"""Which frames are given to models that take them beside the noise, by `DescribedModel.known_frames`: in words."""
+
+
+def check_beside(known_frames: str, frames: Collection[int], num_frames: int, advice: str = "") -> None:
+    """Refuses frames of a clip that cannot be given beside the noise, or are too few; known_frames: a key of BESIDE.
+
+    Raises:
+        UsageError: it says what can be given, and then the advice.
+    """
+    ends = {0, num_frames - 1}
+    possible = {"first": [{0}], "first and last": [ends], "first or both": [{0}, ends]}[known_frames]
+    if known_frames == "first and last" and num_frames == 1:
+        raise UsageError(f"this model {BESIDE[known_frames]}, and there is one frame; the nearest is 2.")
+    if set(frames) not in possible:
+        raise UsageError(f"this model {BESIDE[known_frames]}{advice}.")
+
+
+@torch.no_grad()
+def encode_beside(vae: "WanVAE", grid: Grid, shape: VideoShape, given: Mapping[int, np.ndarray]) -> Tensor:
+    """The channels (D, T, H, W) that are beside the noise of a clip of `shape` in models that animate pictures.
+
+    They are, for every latent frame, whether each of its frames is given (the only frame of the first one counts as
+    often as others have frames), and then the latents of a clip that is grey but for what is given (Wan 2.1,
+    wan/image2video.py and wan/first_last_frame2video.py).
+
+    Args:
+        given: as of `encode_known`, but of the first latent frame, and perhaps of the last. Of that one only the clip's
+            own last frame counts, and the frames that the clip is padded with repeat it.
+    """
+    padded, stride = grid.padded(shape), grid.stride[0]
+    like = next(vae.parameters())
+    video = like.new_zeros(1, 3, padded.num_frames, padded.height, padded.width)
+    mask = torch.zeros(padded.num_frames)
+    for group, frames in given.items():
+        of_clip = slice(0, 1) if group == 0 else slice(shape.num_frames - 1, padded.num_frames)
+        picture = pad_frames(frames[-1:], replace(padded, num_frames=1))
+        video[:, :, of_clip] = to_video(picture[None]).to(like.device, like.dtype)
+        mask[of_clip] = 1
+    latents = vae.encode(video, chunk=1)[0].float().cpu()  # C T H W
+    of_groups = torch.cat([mask[:1].repeat(stride), mask[1:]]).view(-1, stride).T  # (frames of a latent frame, T)
+    return torch.cat([of_groups[:, :, None, None].expand(-1, -1, *latents.shape[2:]), latents])

@@ -60,10 +60,52 @@ def tiny_experts_folder(folder: Path, *, dtype: torch.dtype = torch.float32) -> 
     return _write(folder, dtype, vae, latent_channels=16, boundary_ratio=0.875)
 
 
+def tiny_i2v_folder(folder: Path, *, dtype: torch.dtype = torch.float32, last: bool = False) -> Path:
+    """A Wan 2.1 I2V folder: 36 channels and an image encoder; with `last` that of FLF2V. Returns `folder`."""
+    vae = dict(base_dim=8, z_dim=16, dim_mult=[1, 2, 2, 2], num_res_blocks=1, temperal_downsample=[False, True, True])
+    rows = 1 + (28 // 14) ** 2
+    seeing = dict(image_dim=20, added_kv_proj_dim=32, pos_embed_seq_len=2 * rows if last else None)
+    return _write(folder, dtype, vae, latent_channels=16, seeing=seeing)
+
+
+def tiny_i2v_experts_folder(folder: Path, *, dtype: torch.dtype = torch.float32) -> Path:
+    """A Wan 2.2 I2V-A14B folder: 36 channels, no image encoder, two transformers, boundary 0.9. Returns `folder`."""
+    vae = dict(base_dim=8, z_dim=16, dim_mult=[1, 2, 2, 2], num_res_blocks=1, temperal_downsample=[False, True, True])
+    return _write(folder, dtype, vae, latent_channels=16, seeing={}, boundary_ratio=0.9)
+
+
+def _image_parts() -> dict[str, Any]:
+    """CLIP's vision transformer in small, and what prepares pictures for it."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    encoder = CLIPVisionModel(
+        CLIPVisionConfig(
+            hidden_size=20,
+            intermediate_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            image_size=28,
+            patch_size=14,
+            hidden_act="gelu",
+        )
+    )
+    _enlarge(encoder)
+    sides = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
+    return {"image_encoder": encoder, "image_processor": CLIPImageProcessorPil(**sides)}
+
+
 def _write(
-    folder: Path, dtype: torch.dtype, vae_config: dict[str, Any], *, latent_channels: int, **options: Any
+    folder: Path,
+    dtype: torch.dtype,
+    vae_config: dict[str, Any],
+    *,
+    latent_channels: int,
+    seeing: dict[str, Any] | None = None,
+    **options: Any,
 ) -> Path:
-    from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline
+    """seeing: of models that animate pictures, the transformer's options for an image encoder."""
+    from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanImageToVideoPipeline, WanPipeline
     from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
     state = torch.get_rng_state()
@@ -84,11 +126,16 @@ def _write(
             dropout_rate=0.0,
         )
     )
-    transformer = _transformer(latent_channels)
-    experts = {"transformer_2": _transformer(latent_channels).to(dtype)} if "boundary_ratio" in options else {}
+    beside = {} if seeing is None else {"in_channels": 2 * latent_channels + 4, **seeing}
+    transformer = _transformer(latent_channels, **beside)
+    others = {"transformer_2": _transformer(latent_channels, **beside)} if "boundary_ratio" in options else {}
+    others |= _image_parts() if seeing else {}
     for module in (vae, text_encoder):
         _enlarge(module)
-    pipeline = WanPipeline(
+    for name, module in others.items():
+        if name != "image_processor":
+            module.to(dtype)
+    pipeline = (WanPipeline if seeing is None else WanImageToVideoPipeline)(
         tokenizer=PreTrainedTokenizerFast(
             tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512
         ),
@@ -98,7 +145,7 @@ def _write(
             prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=3.0
         ),
         transformer=transformer.to(dtype),
-        **experts,
+        **others,
         **options,
     )
     pipeline.save_pretrained(folder)
@@ -106,19 +153,19 @@ def _write(
     return folder
 
 
-def _transformer(channels: int) -> nn.Module:
+def _transformer(channels: int, **options: Any) -> nn.Module:
     from diffusers import WanTransformer3DModel
 
     transformer = WanTransformer3DModel(
         patch_size=(1, 2, 2),
         num_attention_heads=2,
         attention_head_dim=16,
-        in_channels=channels,
         out_channels=channels,
         text_dim=24,
         freq_dim=32,
         ffn_dim=48,
         num_layers=2,
+        **{"in_channels": channels, **options},
     )
     _enlarge(transformer)
     return transformer

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dit_video.errors import UsageError
 from dit_video.shapes import VideoShape
 from dvgen import clips, console, options
 from dvgen.sampling import Sampling, Text, video_option, what_it_takes, with_sampling
@@ -47,6 +48,8 @@ def _edit(path: Path, prompt: str, strength: float, sampling: Sampling, speaker:
     from dit_video.plan import check_memory
 
     checkpoint = sampling.open()
+    if checkpoint.beside:
+        raise UsageError("this model animates images and cannot edit a clip; use a text-to-video model.")
     device, dtype = sampling.place()
     clip = clips.open_clip(path, "CLIP", speaker.note, fps=checkpoint.defaults.fps)
     shape = VideoShape(num_frames=clip.frames, height=clip.size[1], width=clip.size[0])

@@ -150,6 +150,8 @@ def _answer(request: Request, speaker: console.Speaker) -> "tuple[list[Answer], 
     from dit_video.plan import check_memory
 
     checkpoint, shape = open_checkpoint(request.model).with_loras(request.loras), request.shape
+    if checkpoint.beside and not request.reconstruct and request.mode != "image":
+        raise UsageError(f"--mode {request.mode}: this model animates images; the nearest is --mode image.")
     device = pick_device(request.device)
     dtype = pick_dtype(request.dtype, device)
     tile = check_memory(checkpoint, shape, itemsize=dtype.itemsize, available=available_memory(device)).tile

@@ -13,7 +13,7 @@ from dvgen import clips, console, options, pictures
 from dvgen.sampling import Sampling, Text, video_option, what_it_takes, with_sampling
 
 if TYPE_CHECKING:
-    from dit_video.extend import Extended, Maker
+    from dit_video.extend import Extended, Maker, Windows
 
 Clip = Annotated[Path, typer.Argument(metavar="CLIP", help="A video, or a picture.", show_default=False)]
 Prompt = Annotated[str, typer.Argument(metavar="[PROMPT]", help='What happens; "-" reads standard input.')]
@@ -137,15 +137,20 @@ def _maker(sampling: Sampling, prompt: str, clip: clips.ClipFile, wanted: Wanted
     checkpoint = sampling.open()
     device, dtype = sampling.place()
     settings = sampling.settings(checkpoint)
-    windows = Windows.of(checkpoint.grid, checkpoint.defaults.window or checkpoint.defaults.frames)
+    longest = checkpoint.defaults.window or checkpoint.defaults.frames
+    windows = Windows.of(checkpoint.grid, longest, beside=checkpoint.beside)
     sizes = [windows.sizes(wanted.backward, before=False, after=True)]
     sizes += [windows.sizes(wanted.forward or wanted.loop, before=True, after=bool(wanted.loop))]
     every = [size for some in sizes for size in some]
     shape = VideoShape(num_frames=max(every), height=clip.size[1], width=clip.size[0])
+    if checkpoint.beside:
+        _check_beside(checkpoint.known_frames, wanted, windows)
     available = available_memory(device)
     plan = check_memory(checkpoint, shape, itemsize=dtype.itemsize, available=available)
     sampling.tell_seed(speaker)
-    if wanted.backward or wanted.loop:
+    if checkpoint.beside:
+        pass  # it is given what it was trained with
+    elif wanted.backward or wanted.loop:
         pictures.warn_untrained(checkpoint.known_frames, [0, 1], sampling.warn(speaker))
     else:
         pictures.warn_untrained(checkpoint.known_frames, range(windows.groups_before), sampling.warn(speaker))
@@ -161,6 +166,18 @@ def _maker(sampling: Sampling, prompt: str, clip: clips.ClipFile, wanted: Wanted
         windows=windows,
         tile=plan.tile,
     )
+
+
+def _check_beside(known_frames: str, wanted: Wanted, windows: "Windows") -> None:
+    """Refuses what a model that takes pictures beside the noise cannot make. Raises UsageError."""
+    from dit_video.known import BESIDE, check_beside
+
+    for count, given in ((wanted.backward, [1]), (wanted.forward, [0]), (wanted.loop, [0, 1])):
+        if count:
+            check_beside(known_frames, given, 2)
+    most = windows.most(before=True, after=True)
+    if known_frames == "first and last" and wanted.loop > most:
+        raise UsageError(f"{wanted.loop} new frames: this model {BESIDE[known_frames]}, at once; the most is {most}.")
 
 
 def _say(result: "Extended", sampling: Sampling) -> None:

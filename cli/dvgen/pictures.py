@@ -79,6 +79,20 @@ def check_frames(images: Sequence[Placed], num_frames: int) -> None:
         seen[frame] = image
 
 
+def check_beside(images: Sequence[Placed], known_frames: str, num_frames: int) -> None:
+    """Refuses pictures that a model which takes them beside the noise cannot be given, or the lack of one.
+
+    Raises:
+        UsageError: it says what to give.
+    """
+    from dit_video.known import check_beside
+
+    check_frames(images, num_frames)
+    advice = {"first": "", "first and last": " and --image FILE@last", "first or both": ", or also --image FILE@last"}
+    frames = [image.of(num_frames) for image in images]
+    check_beside(known_frames, frames, num_frames, f"; give --image FILE{advice[known_frames]}")
+
+
 def read(images: Sequence[Placed]) -> "list[tuple[Placed, np.ndarray]]":
     """The pictures (H, W, 3) uint8. Raises MediaError."""
     from dit_video.video.io import read_picture

@@ -134,12 +134,14 @@ def _make(request: Request, speaker: console.Speaker) -> "Result":
     fps = request.fps or checkpoint.defaults.fps
     read = pictures.read(request.images)
     shape = _shape(request, checkpoint, fps, read)
+    if checkpoint.beside:
+        pictures.check_beside(request.images, checkpoint.known_frames, shape.num_frames)
     settings = sampling.settings(checkpoint)
     output = sampling.output_of(request.prompt, shape.num_frames, fps)
     sampling.tell_seed(speaker)
     plan = check_memory(checkpoint, shape, itemsize=dtype.itemsize, available=available_memory(device))
     given = pictures.given(read, shape, checkpoint.grid, request.fit, speaker.note)
-    if given:
+    if given and not checkpoint.beside:
         pictures.warn_untrained(checkpoint.known_frames, list(given), sampling.warn(speaker))
     speaker.note(what_it_takes(plan, settings, device))
     return generate(

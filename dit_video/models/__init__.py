@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 FAMILIES = {"wan": "dit_video.models.wan.pipeline"}
 """Family name -> the module whose `open_checkpoint(place, named)` describes a checkpoint and loads its stages."""
 
-_PIPELINES = {"WanPipeline": "wan"}  # `_class_name` in a diffusers folder's model_index.json -> family
+# `_class_name` in a diffusers folder's model_index.json -> family
+_PIPELINES = {"WanPipeline": "wan", "WanImageToVideoPipeline": "wan"}
 
 
 def open_checkpoint(name: str | Path | None = None, named: Named | None = None) -> "WanCheckpoint":

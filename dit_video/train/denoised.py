@@ -31,6 +31,8 @@ class Denoiser:
             raise CheckpointError(f"{folder}: its transformer was trained on the latents of another autoencoder.")
         if self.checkpoint.boundary is not None:
             raise CheckpointError(f"{folder}: has two transformers, and a denoiser has one.")
+        if self.checkpoint.beside:
+            raise CheckpointError(f"{folder}: animates images, and a denoiser takes none.")
 
     def load(self, device: str, dtype: torch.dtype) -> None:
         """Load the weights; the products of the transformer are in `dtype`."""

@@ -23,6 +23,7 @@ from dit_video.models.wan.pipeline import WanCheckpoint
 from dit_video.models.wan.vae import VAEConfig, WanVAE
 from dit_video.shapes import Grid
 from dit_video.text.encoders import TextEncoder
+from dit_video.text.images import ImageEncoder
 from dit_video.train.config import DiTArch, DiTTrainConfig
 from dit_video.train.loop import CHECKPOINT
 from dit_video.train.text_cache import TextCache
@@ -92,6 +93,13 @@ class Adapted:
     vae: WanVAE
     checkpoint: WanCheckpoint
     boundary: float | None = None
+    beside: bool = False
+    sees_images: bool = False
+
+    @property
+    def known_frames(self) -> str:
+        """Which frames may be given."""
+        return self.checkpoint.known_frames
 
     @property
     def grid(self) -> Grid:
@@ -102,6 +110,10 @@ class Adapted:
     def latent_channels(self) -> int:
         """Channels of the latents."""
         return self.checkpoint.latent_channels
+
+    def load_images(self, *, dtype: torch.dtype, device: torch.device) -> ImageEncoder:
+        """There is none. Raises CheckpointError."""
+        return self.checkpoint.load_images(dtype=dtype, device=device)
 
     def load_text(self, *, dtype: torch.dtype, device: torch.device) -> TextEncoder:
         """The checkpoint's own; not needed where embeddings are given."""
@@ -128,11 +140,14 @@ def build_lora(config: DiTTrainConfig, vae: VAEConfig, note: Callable[[str], Non
     """The transformer of `init_from`, on the CPU, with fresh adapters (seeded).
 
     Raises:
-        CheckpointError: it cannot be opened, does not fit the config or the autoencoder, or has two transformers.
+        CheckpointError: it cannot be opened, does not fit the config or the autoencoder, has two transformers, or
+            animates images.
     """
     checkpoint = open_checkpoint(config.init_from)
     if checkpoint.boundary is not None:
         raise CheckpointError(f"{config.init_from}: has two transformers, and a LoRA can be trained of one only.")
+    if checkpoint.beside:
+        raise CheckpointError(f"{config.init_from}: animates images, and a LoRA can be trained of other models only.")
     _check_arch(config, checkpoint)
     if (vae.z_dim, vae.stride) != (checkpoint.vae.z_dim, checkpoint.vae.stride):
         theirs = f"{vae.z_dim} channels of {'x'.join(map(str, vae.stride))} pixels"

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,22 @@ from dit_video.models.wan.pipeline import WanCheckpoint
 from dit_video.models.wan.vae_layouts import diffusers_config
 from dit_video.models.wan.variants import VARIANTS
 from dit_video.shapes import Grid
-from tests.tiny import tiny_experts_folder, tiny_ti2v_folder, tiny_wan21_folder
+from tests.tiny import (
+    tiny_experts_folder,
+    tiny_i2v_experts_folder,
+    tiny_i2v_folder,
+    tiny_ti2v_folder,
+    tiny_wan21_folder,
+)
 
-PARTS = {"wan21": tiny_wan21_folder, "ti2v": tiny_ti2v_folder, "experts": tiny_experts_folder}
+PARTS = {
+    "wan21": tiny_wan21_folder,
+    "ti2v": tiny_ti2v_folder,
+    "experts": tiny_experts_folder,
+    "i2v": tiny_i2v_folder,
+    "flf2v": partial(tiny_i2v_folder, last=True),
+    "i2v experts": tiny_i2v_experts_folder,
+}
 HERE: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
 DEFAULTS = {
     "size": "64x48",
@@ -68,12 +82,57 @@ def test_description_from_headers_alone(tiny: dict[str, Path], monkeypatch: pyte
 def test_parameters_are_those_of_the_loaded_modules(tiny: dict[str, Path], form: str) -> None:
     checkpoint = open_checkpoint(tiny[form])
     modules = {"vae": checkpoint.load_vae(**HERE), "text_encoder": checkpoint.load_text(**HERE).module}
+    if checkpoint.sees_images:
+        modules["image_encoder"] = checkpoint.load_images(**HERE).module
     modules |= {part: checkpoint.load_dit(part, **HERE) for part in checkpoint.components if part.startswith("trans")}
     assert set(checkpoint.components) == set(modules)
     for part, module in modules.items():
         summary = checkpoint.components[part]
         assert summary.parameters == sum(p.numel() for p in module.parameters())
         assert (summary.nbytes, summary.dtypes) == (4 * summary.parameters, ("float32",))
+
+
+@pytest.mark.parametrize(
+    ("form", "known"),
+    [
+        ("wan21", "none"),
+        ("ti2v", "first"),
+        ("i2v", "first"),
+        ("flf2v", "first and last"),
+        ("i2v experts", "first or both"),
+    ],
+)
+def test_frames_that_may_be_given(tiny: dict[str, Path], form: str, known: str) -> None:
+    checkpoint = open_checkpoint(tiny[form])
+    assert checkpoint.known_frames == known
+    assert checkpoint.beside == form.endswith(("2v", "i2v experts")) - (form == "ti2v")
+    assert checkpoint.latent_channels == checkpoint.dit.out_dim
+
+
+def test_image_encoders_that_do_not_fit_are_refused(tiny: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny["flf2v"], tmp_path / "wan"))
+    tensors = load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    unused = {f"blocks.{i}.attn2.norm_added_q.weight": torch.ones(32) for i in range(2)}  # of early conversions
+    save_file(tensors | unused, folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    open_checkpoint(folder).load_dit(**HERE)
+    config, processor = (
+        folder / "image_encoder" / "config.json",
+        folder / "image_processor" / "preprocessor_config.json",
+    )
+    for file, change, message in (
+        (config, {"hidden_size": 24}, r"hidden_size is 24; the transformer's image_dim is 20"),
+        (config, {"patch_size": 7}, r"positions for 10 rows; two pictures of the image encoder have 34"),
+        (config, {"model_type": "siglip"}, r"model_type is 'siglip'; it must be 'clip_vision_model'"),
+        (processor, {"crop_size": 20}, r"takes pictures of 28x28, and preprocessor_config\.json makes them 20x20"),
+    ):
+        before = file.read_text()
+        edit_json(file, **change)
+        with pytest.raises(CheckpointError, match=message):
+            open_checkpoint(folder)
+        file.write_text(before)
+    processor.unlink()
+    with pytest.raises(CheckpointError, match=r"preprocessor_config\.json: cannot be read"):
+        open_checkpoint(folder)
 
 
 def test_two_experts(tiny: dict[str, Path]) -> None:
@@ -94,11 +153,17 @@ def test_lower_precision_keeps_what_is_computed_in_float32(tiny: dict[str, Path]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_public_models_are_known_by_their_configs(folder: Path, name: str) -> None:
+def test_public_models_are_known_by_their_configs(tiny: dict[str, Path], folder: Path, name: str) -> None:
     preset = VARIANTS[name]
+    folder = folder.rename(folder.with_name(f"Wan-{name}-Diffusers"))
     edit_json(folder / "transformer" / "config.json", **config_to_diffusers(preset.dit))
     edit_json(folder / "vae" / "config.json", **diffusers_config(preset.vae))
     edit_json(folder / "text_encoder" / "config.json", d_model=preset.dit.text_dim)
+    if preset.dit.image_dim is not None:
+        shutil.copytree(tiny["i2v"] / "image_encoder", folder / "image_encoder")
+        edit_json(folder / "image_encoder" / "config.json", hidden_size=1280, image_size=224)
+        (folder / "image_processor").mkdir()
+        edit_json(folder / "image_processor" / "preprocessor_config.json")
     if preset.boundary is not None:
         shutil.copytree(folder / "transformer", folder / "transformer_2")
         expert = ["diffusers", "WanTransformer3DModel"]
@@ -168,7 +233,7 @@ def test_dvgen_json_is_checked(folder: Path, change: dict[str, Any], message: st
             {"_class_name": "DDIM"},
             r"the scheduler 'DDIM' is not supported; it must be",
         ),
-        ("transformer/config.json", {"in_channels": 36}, r"takes 36 channels and gives 16; both must be the VAE's 16"),
+        ("transformer/config.json", {"in_channels": 33}, r"takes 33 channels and gives 16; it must give the VAE's 16"),
         (
             "transformer/config.json",
             {"text_dim": 32},

@@ -3,13 +3,20 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from dit_video.checkpoints.headers import Summary
 from dit_video.checkpoints.lora import Fitted
+from dit_video.errors import CheckpointError
 from dit_video.models.wan.defaults import Defaults
 from dit_video.models.wan.dit import DiTConfig
 from dit_video.models.wan.vae import VAEConfig
 from dit_video.shapes import Grid
+
+if TYPE_CHECKING:
+    import torch
+
+    from dit_video.text.images import ImageEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,8 +24,9 @@ class DescribedModel:
     """The configuration of a model's parts, and the settings it is best sampled with.
 
     boundary: the noise level from which up the first of two experts denoises; None where there is one transformer.
-    components: parameters, bytes and dtypes of each part. known_frames: which latent frames may be known, of those that
-    it was trained with: "any", the "first", or "none". loras: merged into the transformers while they are loaded.
+    components: parameters, bytes and dtypes of each part. known_frames: which frames it was trained to be given: "any",
+    the "first", or "none"; or, of models that take them beside the noise and need them, a key of `known.BESIDE`. loras:
+    merged into the transformers while they are loaded.
     """
 
     dit: DiTConfig
@@ -38,3 +46,17 @@ class DescribedModel:
     def latent_channels(self) -> int:
         """Channels of the latents."""
         return self.vae.z_dim
+
+    @property
+    def beside(self) -> bool:
+        """Whether it takes what is given beside the noise, as more channels, rather than as known latent frames."""
+        return self.dit.in_dim > self.dit.out_dim
+
+    @property
+    def sees_images(self) -> bool:
+        """Whether it attends to what an image encoder makes of the given pictures."""
+        return self.dit.image_dim is not None
+
+    def load_images(self, *, dtype: "torch.dtype", device: "torch.device | str" = "cpu") -> "ImageEncoder":
+        """The image encoder. Raises CheckpointError."""
+        raise CheckpointError("this model has no image encoder.")

@@ -1,6 +1,7 @@
 """Wan models as diffusers folders: described from headers and configs alone, and written.
 
-    model_index.json  transformer/  [transformer_2/]  vae/  text_encoder/  tokenizer/  scheduler/  [dvgen.json]
+    model_index.json  transformer/  [transformer_2/]  vae/  text_encoder/  tokenizer/  scheduler/
+    [image_encoder/  image_processor/]  [dvgen.json]
 
 transformer is the high-noise expert and transformer_2 the low-noise one where there are two (Wan 2.2 A14B). dvgen.json
 is ours: it holds the defaults that diffusers has no field for, and diffusers passes over it.
@@ -15,19 +16,21 @@ import torch
 
 from dit_video.checkpoints.files import read_headers, read_json, replacing_folder, write_json
 from dit_video.checkpoints.headers import TensorInfo, summarize
+from dit_video.checkpoints.keymap import detect
 from dit_video.checkpoints.load import save_model
 from dit_video.checkpoints.parts import Part
 from dit_video.errors import CheckpointError, UsageError
 from dit_video.flow.levels import CONVENTIONS
 from dit_video.flow.solvers import SOLVERS
 from dit_video.models.wan.defaults import Defaults
-from dit_video.models.wan.dit import WanDiT
+from dit_video.models.wan.dit import DiTConfig, WanDiT
 from dit_video.models.wan.layouts import DIFFUSERS, config_from_diffusers, config_to_diffusers
-from dit_video.models.wan.pipeline import WanCheckpoint, variant_of
+from dit_video.models.wan.pipeline import WanCheckpoint, check_channels, known_frames_of, variant_of
 from dit_video.models.wan.vae import WanVAE
 from dit_video.models.wan.vae_layouts import diffusers_config, diffusers_layout, from_diffusers_config
 from dit_video.models.wan.variants import VARIANTS
 from dit_video.shapes import parse_size
+from dit_video.text.images import IMAGE_LAYOUTS, ImageConfig, image_config_of, preparation_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -74,11 +77,7 @@ def open_folder(path: Path) -> WanCheckpoint:
     boundary = index.get("boundary_ratio") if len(experts) == 2 else None
     if len(experts) == 2 and not isinstance(boundary, float):
         raise CheckpointError(f"{path}: two transformers need a boundary_ratio in model_index.json, not {boundary!r}.")
-    if (dit.in_dim, dit.out_dim) != (vae.z_dim, vae.z_dim):
-        raise CheckpointError(
-            f"{path}: the transformer takes {dit.in_dim} channels and gives {dit.out_dim}; both must be the VAE's "
-            f"{vae.z_dim} (image-to-video models are not supported)."
-        )
+    check_channels(path, dit, vae)
     if text_dim != dit.text_dim:
         raise CheckpointError(
             f"{path}: the text encoder's d_model is {text_dim}; the transformer's text_dim is {dit.text_dim}."
@@ -87,10 +86,18 @@ def open_folder(path: Path) -> WanCheckpoint:
     parts = {
         part: Part(where=path / part, layout=layout, tensors=_headers(path, part)) for part, layout in layouts.items()
     }
+    images = None
+    if dit.image_dim is not None:
+        images = _images(path, dit)
+        tensors = _headers(path, "image_encoder")
+        parts["image_encoder"] = Part(
+            where=path / "image_encoder", layout=detect(tensors, IMAGE_LAYOUTS), tensors=tensors
+        )
     components = {name: part.summary for name, part in parts.items()}
-    variant = variant_of(dit, vae, boundary)
+    variant = variant_of(dit, vae, boundary, path)
     defaults, knows = _defaults(path, variant)
     expand_timesteps = bool(index.get("expand_timesteps"))
+    usual = known_frames_of(dit, vae, expand_timesteps=expand_timesteps)
     return WanCheckpoint(
         path=path,
         variant=variant,
@@ -98,12 +105,13 @@ def open_folder(path: Path) -> WanCheckpoint:
         vae=vae,
         parts=parts,
         experts={part: config_from_diffusers(read_json(path / part / "config.json")) for part in experts},
+        images=images,
         components=components | {"text_encoder": summarize(_headers(path, "text_encoder").values())},
         defaults=defaults,
         boundary=boundary,
         expand_timesteps=expand_timesteps,
         knows=knows,
-        known_frames=_known_frames(path, expand_timesteps),
+        known_frames=usual if dit.in_dim > dit.out_dim else _known_frames(path, usual),
     )
 
 
@@ -151,7 +159,26 @@ def save_folder(
 
 
 def _headers(path: Path, part: str) -> dict[str, TensorInfo]:
-    return read_headers(path / part, "model" if part == "text_encoder" else _WEIGHTS)
+    tensors = read_headers(path / part, "model" if part.endswith("_encoder") else _WEIGHTS)
+    # Early conversions of image-to-video models have these, which no code uses.
+    return {name: info for name, info in tensors.items() if not name.endswith("attn2.norm_added_q.weight")}
+
+
+def _images(path: Path, dit: DiTConfig) -> ImageConfig:
+    """The configuration of the image encoder, whose rows the transformer attends to."""
+    preparation = preparation_of(read_json(path / "image_processor" / "preprocessor_config.json"))
+    images = image_config_of(read_json(path / "image_encoder" / "config.json"), preparation)
+    if images.hidden_size != dit.image_dim:
+        raise CheckpointError(
+            f"{path}: the image encoder's hidden_size is {images.hidden_size}; the transformer's image_dim is "
+            f"{dit.image_dim}."
+        )
+    if dit.emb_pos not in (None, 2 * images.rows):
+        raise CheckpointError(
+            f"{path}: the transformer has positions for {dit.emb_pos} rows; two pictures of the image encoder have "
+            f"{2 * images.rows}."
+        )
+    return images
 
 
 def _defaults(path: Path, variant: str) -> tuple[Defaults, dict[str, list[str]]]:
@@ -172,10 +199,10 @@ def _defaults(path: Path, variant: str) -> tuple[Defaults, dict[str, list[str]]]
     return _overridden(defaults, ours, path / "dvgen.json"), ours.get("knows", {})
 
 
-def _known_frames(path: Path, expand_timesteps: bool) -> str:
-    """What dvgen.json says; Wan 2.2 TI2V was trained with the first frame known."""
+def _known_frames(path: Path, usual: str) -> str:
+    """What dvgen.json says, or else what is usual for such a model."""
     ours = read_json(path / "dvgen.json") if (path / "dvgen.json").is_file() else {}
-    return ours.get("known_frames", "first" if expand_timesteps else "none")
+    return ours.get("known_frames", usual)
 
 
 def _overridden(defaults: Defaults, ours: Mapping[str, Any], file: Path) -> Defaults:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from dit_video.checkpoints.headers import TensorInfo
 from dit_video.checkpoints.load import load_into
 from dit_video.checkpoints.lora import Lora, fit, merged
 from dit_video.checkpoints.parts import Part
@@ -17,10 +18,11 @@ from dit_video.models.wan.dit import DiTConfig, WanDiT
 from dit_video.models.wan.layouts import LAYOUTS
 from dit_video.models.wan.vae import VAEConfig, WanVAE
 from dit_video.models.wan.variants import VARIANTS
-from dit_video.text.encoders import TextEncoder
+from dit_video.text.encoders import TextEncoder, load_tokenizer
+from dit_video.text.images import ImageConfig, ImageEncoder, load_image_encoder
 
 # What the model computes in float32 whatever its dtype keeps its full values, of checkpoints that have them.
-_FLOAT32 = ("time_embedding.", "time_projection.", "head.", "modulation", "norm")
+_FLOAT32 = ("time_embedding.", "time_projection.", "head.", "modulation", "norm", "img_emb.proj.0.", "img_emb.proj.4.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,20 +30,23 @@ class WanCheckpoint(DescribedModel):
     """A Wan model that lies on the disk, and the way to load it.
 
     variant: a name in `variants.VARIANTS`, or "custom". parts: its transformers and its autoencoder as they are stored.
-    experts: the configurations of the transformers where they differ from `dit`. knows: for a model of a small world,
-    the words it learnt, by kind. layout: the naming of the transformer's tensors. took: what was found for parts that
-    were not named, as "part: file".
+    experts: the configurations of the transformers where they differ from `dit`. images: that of the image encoder, if
+    there is one. knows: for a model of a small world, the words it learnt, by kind. layout: the naming of the
+    transformer's tensors. took: what was found for parts that were not named, as "part: file".
+    tokenizer: where it lies, unless it is in the diffusers folder.
     """
 
     path: Path
     variant: str
     parts: Mapping[str, Part]
     experts: Mapping[str, DiTConfig] = field(default_factory=dict)
+    images: ImageConfig | None = None
     expand_timesteps: bool = False
     knows: Mapping[str, list[str]] = field(default_factory=dict)
     family: str = "wan"
     layout: str = "diffusers"
     took: tuple[str, ...] = ()
+    tokenizer: Path | TensorInfo | None = None
 
     @classmethod
     def open(cls, path: Path | str, named: Named | None = None) -> "WanCheckpoint":
@@ -75,7 +80,17 @@ class WanCheckpoint(DescribedModel):
 
     def load_text(self, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> TextEncoder:
         """The text encoder and its tokenizer. Raises CheckpointError."""
-        return TextEncoder.from_folder(self.path / "text_encoder", self.path / "tokenizer", dtype=dtype, device=device)
+        if self.tokenizer is None:
+            folders = self.path / "text_encoder", self.path / "tokenizer"
+            return TextEncoder.from_folder(*folders, dtype=dtype, device=device)
+        tokenizer = load_tokenizer(self.tokenizer)
+        return TextEncoder.from_part(self.parts["text_encoder"], tokenizer, dtype=dtype, device=device)
+
+    def load_images(self, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> ImageEncoder:
+        """The image encoder. Raises CheckpointError."""
+        if self.images is None:
+            return super().load_images(dtype=dtype, device=device)
+        return load_image_encoder(self.parts["image_encoder"].tensors, self.images, dtype=dtype, device=device)
 
     def load_dit(self, which: str = "transformer", *, dtype: torch.dtype, device: torch.device | str = "cpu") -> WanDiT:
         """The transformer, or "transformer_2", the low-noise expert. Raises CheckpointError."""
@@ -99,7 +114,34 @@ class WanCheckpoint(DescribedModel):
 open_checkpoint = WanCheckpoint.open
 
 
-def variant_of(dit: DiTConfig, vae: VAEConfig, boundary: float | None) -> str:
-    """The name of a release with this configuration, or "custom"."""
-    known = {(preset.dit, preset.vae, preset.boundary): name for name, preset in VARIANTS.items()}
-    return known.get((dit, vae, boundary), "custom")
+def variant_of(dit: DiTConfig, vae: VAEConfig, boundary: float | None, path: Path | None = None) -> str:
+    """The name of a release with this configuration, or "custom".
+
+    path: tells apart those with the same one, whose names differ in their last word, such as 720P.
+    """
+    parts = dit, vae, boundary
+    names = [name for name, preset in VARIANTS.items() if (preset.dit, preset.vae, preset.boundary) == parts]
+    told = [name for name in names if name.rpartition("-")[2].lower() in str(path).lower()]
+    return (told or names or ["custom"])[0]
+
+
+def known_frames_of(dit: DiTConfig, vae: VAEConfig, *, expand_timesteps: bool) -> str:
+    """Which frames a release with this configuration was trained to be given, see `DescribedModel`.
+
+    expand_timesteps: it knows a noise level per latent frame, as Wan 2.2 TI2V, which learnt with the first one known.
+    """
+    if dit.in_dim == vae.z_dim:
+        return "first" if expand_timesteps else "none"
+    if dit.emb_pos is not None:
+        return "first and last"
+    return "first or both" if dit.image_dim is None else "first"
+
+
+def check_channels(where: Path, dit: DiTConfig, vae: VAEConfig) -> None:
+    """Refuses a transformer that does not take and give an autoencoder's latents. Raises CheckpointError."""
+    beside = vae.stride[0] + vae.z_dim  # of models that animate pictures, see `known.encode_beside`
+    if dit.out_dim != vae.z_dim or dit.in_dim not in (vae.z_dim, vae.z_dim + beside):
+        raise CheckpointError(
+            f"{where}: the transformer takes {dit.in_dim} channels and gives {dit.out_dim}; it must give the VAE's "
+            f"{vae.z_dim}, and take as many, or {vae.z_dim + beside} to animate pictures."
+        )

@@ -1,0 +1,215 @@
+"""Image encoders: what a model reads of a picture beside the prompt, by CLIP's vision transformer (arXiv 2103.00020).
+
+transformers is imported when it is first used, as in `encoders`. Our names of the tensors are those of its version 5;
+public files have a prefix before them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from dit_video.checkpoints.headers import TensorInfo
+from dit_video.checkpoints.keymap import Layout, Row, detect, identity
+from dit_video.checkpoints.load import load_into
+from dit_video.errors import CheckpointError
+from dit_video.text.encoders import quiet_transformers
+
+if TYPE_CHECKING:
+    from transformers.models.clip.modeling_clip import CLIPVisionModel
+
+_LAYER = (
+    *(f"self_attn.{part}_proj.{{p}}" for part in ("q", "k", "v", "out")),
+    *("layer_norm1.{p}", "layer_norm2.{p}", "mlp.fc1.{p}", "mlp.fc2.{p}"),
+)
+_NAMES = (
+    "embeddings.class_embedding",
+    "embeddings.patch_embedding.weight",
+    "embeddings.position_embedding.weight",
+    "pre_layrnorm.{p}",
+    *(f"encoder.layers.{{i}}.{name}" for name in _LAYER),
+    "post_layernorm.{p}",
+)
+PLAIN = Layout("clip", _NAMES[0], identity(_NAMES))
+PREFIXED = Layout(
+    "vision_model", f"vision_model.{_NAMES[0]}", tuple(Row(name, f"vision_model.{name}") for name in _NAMES)
+)
+IMAGE_LAYOUTS = (PLAIN, PREFIXED)
+_UNUSED = ("embeddings.position_ids", "visual_projection.weight")  # a count from 0, and what comes after the last layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """How a picture becomes the encoder's input; the defaults are the original release's (wan/modules/clip.py).
+
+    size: (height, width) that it is scaled to, or the length of its shorter side. crop: (height, width) that is cut out
+    of its middle. resample: Pillow's number of a filter, or None for bicubic interpolation without a low-pass. mean,
+    std: of red, green and blue from 0 to 1.
+    """
+
+    size: tuple[int, int] | int = (224, 224)
+    crop: tuple[int, int] | None = None
+    resample: int | None = None
+    mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) of what comes out of square pictures."""
+        return self.crop or ((self.size, self.size) if isinstance(self.size, int) else self.size)
+
+
+def preparation_of(raw: Mapping[str, Any]) -> Preparation:
+    """The preparation that a `preprocessor_config.json` of transformers' CLIPImageProcessor says.
+
+    Raises:
+        CheckpointError: it leaves a step out, or says something that is not one.
+    """
+    file = "preprocessor_config.json"
+    for step in ("do_resize", "do_rescale", "do_normalize"):
+        if not raw.get(step, True):
+            raise CheckpointError(f"{file}: {step} is {raw[step]!r}; pictures cannot be prepared without it.")
+    try:
+        size, crop = raw.get("size", 224), raw.get("crop_size", 224)
+        if isinstance(size, int):  # in older files
+            size = {"shortest_edge": size}
+        wanted = Preparation(
+            size=_side(size["shortest_edge"]) if "shortest_edge" in size else _pair(size),
+            crop=_pair(crop) if raw.get("do_center_crop", True) else None,
+            resample=Image.Resampling(raw.get("resample", Image.Resampling.BICUBIC)).value,
+            mean=tuple(map(float, raw.get("image_mean", Preparation.mean))),
+            std=tuple(map(float, raw.get("image_std", Preparation.std))),
+        )
+        if len(wanted.mean) != 3 or len(wanted.std) != 3 or not all(wanted.std):
+            raise ValueError(f"image_mean {wanted.mean}, image_std {wanted.std}")
+        if abs(255 * raw.get("rescale_factor", 1 / 255) - 1) > 1e-6:
+            raise ValueError(f"rescale_factor {raw['rescale_factor']}")
+        smallest = (wanted.size, wanted.size) if isinstance(wanted.size, int) else wanted.size
+        if any(cut > side for cut, side in zip(wanted.shape, smallest, strict=True)):
+            raise ValueError(f"crop_size {wanted.crop} of size {wanted.size}")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{file}: does not say how CLIP's pictures are prepared ({error}).") from None
+    return wanted
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    """(height, width), which older files give as one number where they are alike."""
+    return (_side(value["height"]), _side(value["width"])) if isinstance(value, Mapping) else (_side(value),) * 2
+
+
+def _side(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"a side of {value!r}")
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageConfig:
+    """The shape of an image encoder, in transformers' names, and its preparation; the defaults are Wan's ViT-H/14."""
+
+    hidden_size: int = 1280
+    intermediate_size: int = 5120
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 16
+    image_size: int = 224
+    patch_size: int = 14
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-5
+    preparation: Preparation = field(default_factory=Preparation)
+
+    @property
+    def rows(self) -> int:
+        """The rows that a picture becomes: one for each patch, and one for all of it."""
+        return 1 + (self.image_size // self.patch_size) ** 2
+
+
+def image_config_of(raw: Mapping[str, Any], preparation: Preparation) -> ImageConfig:
+    """The configuration in a `config.json` of transformers' CLIPVisionModel.
+
+    Raises:
+        CheckpointError: another kind of encoder, a field missing, or a preparation that gives pictures of another size.
+    """
+    kind = raw.get("model_type")
+    if kind != "clip_vision_model":
+        raise CheckpointError(f"image encoder: model_type is {kind!r}; it must be 'clip_vision_model'.")
+    names = [each.name for each in fields(ImageConfig) if each.name != "preparation"]
+    if missing := [name for name in names if name not in raw]:
+        raise CheckpointError(f"image encoder: its config.json lacks {missing[0]!r}, which a CLIP encoder must have.")
+    config = ImageConfig(**{name: raw[name] for name in names}, preparation=preparation)
+    if preparation.shape != (config.image_size,) * 2:
+        height, width = preparation.shape
+        rule = f"it takes pictures of {config.image_size}x{config.image_size}"
+        raise CheckpointError(f"image encoder: {rule}, and preprocessor_config.json makes them {width}x{height}.")
+    return config
+
+
+def prepare(pictures: np.ndarray, how: Preparation) -> Tensor:
+    """Pictures (n, H, W, 3) uint8 as the encoder takes them: (n, 3, h, w) float32."""
+    if how.resample is None:
+        pixels = torch.tensor(pictures).permute(0, 3, 1, 2).float() / 255
+        pixels = F.interpolate(pixels, how.shape, mode="bicubic", align_corners=False)  # n 3 h w
+    else:
+        scaled = np.stack([_scaled(picture, how) for picture in pictures])
+        pixels = torch.tensor(scaled).permute(0, 3, 1, 2).float() / 255
+    mean, std = torch.tensor([how.mean, how.std]).view(2, 3, 1, 1)
+    return (pixels - mean) / std
+
+
+def _scaled(picture: np.ndarray, how: Preparation) -> np.ndarray:
+    """A picture (H, W, 3) scaled by Pillow's filter, and its middle cut out."""
+    height, width = picture.shape[:2]
+    if isinstance(how.size, int):
+        short = min(height, width)
+        height, width = (how.size if side == short else int(how.size * side / short) for side in (height, width))
+    else:
+        height, width = how.size
+    made = np.asarray(Image.fromarray(picture).resize((width, height), how.resample))
+    cut_height, cut_width = how.crop or (height, width)
+    top, left = (height - cut_height) // 2, (width - cut_width) // 2
+    return made[top : top + cut_height, left : left + cut_width]
+
+
+class ImageEncoder:
+    """A preparation and an encoder: pictures in, rows out."""
+
+    def __init__(self, module: nn.Module, preparation: Preparation) -> None:
+        self.module, self.preparation = module, preparation
+
+    @torch.no_grad()
+    def encode(self, pictures: np.ndarray) -> Tensor:
+        """Rows (n, R, W) of pictures (n, H, W, 3) uint8: the output of the last layer but one, without a norm."""
+        like = next(self.module.parameters())
+        pixels = prepare(pictures, self.preparation).to(like.device, like.dtype)
+        return self.module(pixel_values=pixels, output_hidden_states=True).hidden_states[-2]
+
+
+def load_image_encoder(
+    tensors: Mapping[str, TensorInfo],
+    config: ImageConfig,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+) -> ImageEncoder:
+    """The encoder that these tensors are.
+
+    Raises:
+        CheckpointError: a tensor is missing, unexpected, mis-shaped or unreadable.
+    """
+    used = {name: info for name, info in tensors.items() if not name.endswith(_UNUSED)}
+    with quiet_transformers():
+        module = load_into(lambda: _build(config), used, detect(used, IMAGE_LAYOUTS), dtype=dtype, device=device)
+    return ImageEncoder(module, config.preparation)
+
+
+def _build(config: ImageConfig) -> "CLIPVisionModel":
+    from transformers.models.clip.configuration_clip import CLIPVisionConfig
+    from transformers.models.clip.modeling_clip import CLIPVisionModel
+
+    shape = {each.name: getattr(config, each.name) for each in fields(config) if each.name != "preparation"}
+    module = CLIPVisionModel(CLIPVisionConfig(**shape))
+    return getattr(module, "vision_model", module)  # transformers 4 has it one level further down
