@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 DECODER_WORK = 24  # frames of features of the decoder's last level alive at a time, of one tile
 DECODER_PAST = 16  # frames of them that it keeps as its memory of the past, of all tiles
+ENCODER_WORK = 45  # frames of features of the encoder's first level alive at a time, its memory of the past included
 PACK_TOKENS = 65_536  # above this many the conditional and the unconditional pass run one after the other
 PIXEL_FRAMES = 16  # frames of pixels alive at a time
 
@@ -40,6 +41,9 @@ class Described(Protocol):
     def grid(self) -> Grid: ...
 
     @property
+    def beside(self) -> bool: ...
+
+    @property
     def components(self) -> "Mapping[str, Summary]": ...
 
 
@@ -48,7 +52,8 @@ class Plan:
     """The patches (time, height, width) of a video, and the bytes and operations that they take.
 
     tile: latents on a side of the windows that the decoder works in; None for whole frames. denoise_bytes,
-    decode_bytes: with the weights of the stage. pass_flops: of one clip once through the transformer.
+    decode_bytes: with the weights of the stage. encode_bytes: likewise, of models that take pictures beside the noise,
+    for which all of the clip is encoded. pass_flops: of one clip once through the transformer.
     """
 
     shape: VideoShape
@@ -57,6 +62,7 @@ class Plan:
     tile: int | None
     denoise_bytes: int
     decode_bytes: int
+    encode_bytes: int
     pass_flops: float
 
     @property
@@ -67,7 +73,7 @@ class Plan:
     @property
     def nbytes(self) -> int:
         """The most memory at a time: stages are loaded one after the other."""
-        return max(self.denoise_bytes, self.decode_bytes)
+        return max(self.denoise_bytes, self.decode_bytes, self.encode_bytes)
 
 
 def plan(checkpoint: Described, shape: VideoShape, *, itemsize: int, tile: int | None = None) -> Plan:
@@ -85,6 +91,7 @@ def plan(checkpoint: Described, shape: VideoShape, *, itemsize: int, tile: int |
     window = min(padded.height, tile * down) * min(padded.width, tile * across) if tile else area
     features = vae.decoder_dim * vae.dim_mult[0] * (DECODER_PAST * area + DECODER_WORK * window) // vae.patch**2
     pixels = PIXEL_FRAMES * 3 * area * 4  # float32
+    encoded = ENCODER_WORK * vae.dim // vae.patch**2 + 3 * padded.num_frames  # numbers for every pixel of a frame
     block = 2 * tokens * (6 * dit.dim**2 + 2 * dit.dim * dit.ffn_dim) + 4 * tokens**2 * dit.dim
     return Plan(
         shape=shape,
@@ -94,6 +101,7 @@ def plan(checkpoint: Described, shape: VideoShape, *, itemsize: int, tile: int |
         denoise_bytes=max((weights[name] for name in weights if name.startswith("transformer")), default=0)
         + activations,
         decode_bytes=weights.get("vae", 0) + features * itemsize + pixels,
+        encode_bytes=weights.get("vae", 0) + encoded * area * itemsize if checkpoint.beside else 0,
         pass_flops=float(dit.num_layers * block),
     )
 
@@ -119,7 +127,8 @@ def check_memory(checkpoint: Described, shape: VideoShape, *, itemsize: int, ava
     wanted = _plan_that_may_fit(checkpoint, shape, itemsize, available)
     if wanted.nbytes <= available:
         return wanted
-    part = "decoding" if wanted.decode_bytes > wanted.denoise_bytes else "denoising"
+    stages = {"denoising": wanted.denoise_bytes, "decoding": wanted.decode_bytes, "encoding": wanted.encode_bytes}
+    part = max(stages, key=lambda name: stages[name])
     needs = f"{part} its {wanted.tokens:,} patches takes about {_gigabytes(wanted.nbytes)} of memory"
     nearest = _nearest(checkpoint, shape, itemsize, available)
     raise UsageError(f"{shape}: {needs}, and there are {_gigabytes(available)}; {nearest}.")

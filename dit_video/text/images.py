@@ -128,8 +128,8 @@ class ImageConfig:
         return 1 + (self.image_size // self.patch_size) ** 2
 
 
-def image_config_of(raw: Mapping[str, Any], preparation: Preparation) -> ImageConfig:
-    """The configuration in a `config.json` of transformers' CLIPVisionModel.
+def image_config_of(raw: Mapping[str, Any], preparation: Preparation | None) -> ImageConfig:
+    """The configuration in a `config.json` of transformers' CLIPVisionModel; without a preparation the release's.
 
     Raises:
         CheckpointError: another kind of encoder, a field missing, or a preparation that gives pictures of another size.
@@ -140,8 +140,10 @@ def image_config_of(raw: Mapping[str, Any], preparation: Preparation) -> ImageCo
     names = [each.name for each in fields(ImageConfig) if each.name != "preparation"]
     if missing := [name for name in names if name not in raw]:
         raise CheckpointError(f"image encoder: its config.json lacks {missing[0]!r}, which a CLIP encoder must have.")
+    square = (raw["image_size"],) * 2
+    preparation = preparation or Preparation(size=square)
     config = ImageConfig(**{name: raw[name] for name in names}, preparation=preparation)
-    if preparation.shape != (config.image_size,) * 2:
+    if preparation.shape != square:
         height, width = preparation.shape
         rule = f"it takes pictures of {config.image_size}x{config.image_size}"
         raise CheckpointError(f"image encoder: {rule}, and preprocessor_config.json makes them {width}x{height}.")

@@ -1,5 +1,8 @@
-"""Known latent frames: which frames a latent frame stands for, how they are encoded, and that they never change."""
+"""What is given of a clip: which frames a latent frame stands for, how known latent frames are encoded and that they
+never change, and the channels beside the noise of models that take pictures so.
+"""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,9 +11,17 @@ import torch
 
 from dit_video.flow.solvers import SOLVERS
 from dit_video.generate import Clip, Settings, Stages, sample_latents
-from dit_video.known import STILL_GROUPS, Known, encode_frames, encode_known, frames_of, group_of
+from dit_video.known import (
+    STILL_GROUPS,
+    Known,
+    encode_beside,
+    encode_frames,
+    encode_known,
+    frames_of,
+    group_of,
+)
 from dit_video.models.wan.random import RandomCheckpoint
-from dit_video.nn.pixels import pad_frames
+from dit_video.nn.pixels import pad_frames, to_video
 from dit_video.shapes import VideoShape
 
 CHECKPOINT = RandomCheckpoint()
@@ -105,3 +116,31 @@ def test_known_patches_never_change_while_the_rest_is_denoised(solver):
 
 def test_a_start_of_full_strength_takes_all_steps_and_of_none_takes_one():
     assert [Settings(steps=10, strength=s).first_step for s in (1.0, 0.5, 0.05, 0.0)] == [0, 5, 9, 9]
+
+
+def masks(shape: VideoShape, groups: list[int]) -> list[list[int]]:
+    """What `encode_beside` says is given: for every latent frame its four frames."""
+    vae, picture = CHECKPOINT.load_vae(dtype=torch.float32), np.full((1, shape.height, shape.width, 3), 200, np.uint8)
+    found = encode_beside(vae, CHECKPOINT.grid, shape, {group: picture for group in groups})
+    latent = CHECKPOINT.grid.latent(shape)
+    assert found.shape == (4 + CHECKPOINT.latent_channels, latent.frames, latent.height, latent.width)
+    assert (found[:4] == found[:4, :, :1, :1]).all()
+    return found[:4, :, 0, 0].T.int().tolist()
+
+
+def test_what_is_given_beside_the_noise():
+    shape = VideoShape(num_frames=9, height=32, width=32)
+    nothing, last = [0, 0, 0, 0], [0, 0, 0, 1]
+    assert masks(shape, [0]) == [[1] * 4, nothing, nothing]
+    assert masks(shape, [0, 2]) == [[1] * 4, nothing, last]
+    assert masks(replace(shape, num_frames=7), [0, 2]) == [[1] * 4, nothing, [0, 1, 1, 1]]  # 9 frames, two cut off
+    assert masks(replace(shape, num_frames=1), [0]) == [[1] * 4]
+
+
+def test_a_clip_with_a_picture_beside_the_noise_is_grey_but_for_it():
+    shape, vae = VideoShape(num_frames=5, height=32, width=32), CHECKPOINT.load_vae(dtype=torch.float32)
+    picture = np.random.default_rng(1).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
+    video = torch.zeros(1, 3, 5, 32, 32)
+    video[:, :, :1], video[:, :, 4:] = to_video(picture[None]), to_video(picture[None]).flip(-1)
+    found = encode_beside(vae, CHECKPOINT.grid, shape, {0: picture, 1: np.repeat(picture[:, :, ::-1], 4, axis=0)})
+    assert torch.allclose(found[4:], vae.encode(video)[0], atol=1e-5)

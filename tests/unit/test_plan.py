@@ -1,6 +1,7 @@
 """Estimates before loading: they grow with the video, and what cannot fit is refused with something that does."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -73,3 +74,17 @@ def test_weights_that_do_not_fit_are_named():
 
 def test_this_machine_has_memory():
     assert 10**8 < available_memory(CPU) < 10**14
+
+
+def test_models_that_animate_pictures_encode_the_whole_clip():
+    small = replace(RandomCheckpoint().dit, in_dim=36)  # denoises in less memory than it encodes
+    encoder = Summary(parameters=2 * 10**9, nbytes=4 * 10**9, dtypes=("bfloat16",))
+    model = RandomCheckpoint(dit=small, vae=VARIANTS["I2V-A14B"].vae, components={"image_encoder": encoder})
+    made = plan(model, video(81, 720, 1280), itemsize=2, tile=MIN_TILE)
+    assert plan(WAN_14B, video(81, 720, 1280), itemsize=2).encode_bytes == 0
+    assert made.nbytes == made.encode_bytes > max(made.decode_bytes, made.denoise_bytes)
+    assert plan(model, video(121, 720, 1280), itemsize=2).encode_bytes > made.encode_bytes
+    with pytest.raises(UsageError, match=r"encoding its 75,600 patches takes about 8\.4 GB"):
+        check_memory(model, video(81, 720, 1280), itemsize=2, available=made.nbytes - 1)
+    with pytest.raises(UsageError, match=r"image_encoder alone takes 4\.0 GB"):
+        check_memory(model, video(81, 720, 1280), itemsize=2, available=3 * 10**9)

@@ -19,6 +19,7 @@ from dit_video.models.wan.pipeline import WanCheckpoint
 from dit_video.models.wan.vae_layouts import diffusers_config
 from dit_video.models.wan.variants import VARIANTS
 from dit_video.shapes import Grid
+from dit_video.text.images import Preparation
 from tests.tiny import (
     tiny_experts_folder,
     tiny_i2v_experts_folder,
@@ -130,9 +131,17 @@ def test_image_encoders_that_do_not_fit_are_refused(tiny: dict[str, Path], tmp_p
         with pytest.raises(CheckpointError, match=message):
             open_checkpoint(folder)
         file.write_text(before)
-    processor.unlink()
-    with pytest.raises(CheckpointError, match=r"preprocessor_config\.json: cannot be read"):
-        open_checkpoint(folder)
+
+
+def test_how_pictures_are_prepared_may_be_said_elsewhere_or_not_at_all(tiny: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny["i2v"], tmp_path / "wan"))
+    usual = open_checkpoint(folder).images
+    file = folder / "image_processor" / "preprocessor_config.json"
+    edit_json(file.with_name("processor_config.json"), image_processor=json.loads(file.read_text()))
+    file.unlink()
+    assert usual is not None and open_checkpoint(folder).images == usual
+    shutil.rmtree(file.parent)
+    assert open_checkpoint(folder).images == replace(usual, preparation=Preparation(size=(28, 28)))
 
 
 def test_two_experts(tiny: dict[str, Path]) -> None:

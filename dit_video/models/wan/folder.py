@@ -30,7 +30,7 @@ from dit_video.models.wan.vae import WanVAE
 from dit_video.models.wan.vae_layouts import diffusers_config, diffusers_layout, from_diffusers_config
 from dit_video.models.wan.variants import VARIANTS
 from dit_video.shapes import parse_size
-from dit_video.text.images import IMAGE_LAYOUTS, ImageConfig, image_config_of, preparation_of
+from dit_video.text.images import IMAGE_LAYOUTS, ImageConfig, Preparation, image_config_of, preparation_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -166,8 +166,7 @@ def _headers(path: Path, part: str) -> dict[str, TensorInfo]:
 
 def _images(path: Path, dit: DiTConfig) -> ImageConfig:
     """The configuration of the image encoder, whose rows the transformer attends to."""
-    preparation = preparation_of(read_json(path / "image_processor" / "preprocessor_config.json"))
-    images = image_config_of(read_json(path / "image_encoder" / "config.json"), preparation)
+    images = image_config_of(read_json(path / "image_encoder" / "config.json"), _preparation(path / "image_processor"))
     if images.hidden_size != dit.image_dim:
         raise CheckpointError(
             f"{path}: the image encoder's hidden_size is {images.hidden_size}; the transformer's image_dim is "
@@ -179,6 +178,15 @@ def _images(path: Path, dit: DiTConfig) -> ImageConfig:
             f"{2 * images.rows}."
         )
     return images
+
+
+def _preparation(folder: Path) -> Preparation | None:
+    """How pictures are prepared, as transformers' image processor says, or its processor of text and images."""
+    if (file := folder / "preprocessor_config.json").is_file():
+        return preparation_of(read_json(file))
+    if (file := folder / "processor_config.json").is_file():
+        return preparation_of(read_json(file).get("image_processor") or {})
+    return None
 
 
 def _defaults(path: Path, variant: str) -> tuple[Defaults, dict[str, list[str]]]:
