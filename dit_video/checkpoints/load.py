@@ -55,12 +55,15 @@ def load_into(
     """
     with _EmptyOnMeta():
         module = build()
-    sources = _match(module, tensors, layout)
+    twins = _twins(module)
+    sources = _match(module, tensors, layout, twins)
     for file, group in groupby(sorted(sources.items(), key=lambda item: item[1].file), key=lambda item: item[1].file):
         with Stored(file) as stored:
             for name, info in group:
                 target = torch.float32 if float32_names(name) else dtype
-                _assign(module, name, change(name, stored.get(info).to(device)).to(target))
+                tensor = change(name, stored.get(info).to(device)).to(target)
+                for each in (name, *(twin for twin, first in twins.items() if first == name)):
+                    _assign(module, each, tensor)
     for name, value in [*module.named_parameters(), *module.named_buffers()]:
         if value.is_meta:
             raise CheckpointError(f"{name}: no tensor of the checkpoint gives it a value.")
@@ -79,7 +82,16 @@ def save_model(module: nn.Module, file: Path, layout: Layout, dtype: torch.dtype
     save_tensors({name: tensor.to("cpu", dtype).contiguous() for name, tensor in state.items()}, file)
 
 
-def _match(module: nn.Module, tensors: Mapping[str, TensorInfo], layout: Layout) -> dict[str, TensorInfo]:
+def _twins(module: nn.Module) -> dict[str, str]:
+    """The second and further names of parameters that a module has under several, and the first of each."""
+    first: dict[int, str] = {}
+    named = module.named_parameters(remove_duplicate=False)
+    return {name: first[id(p)] for name, p in named if first.setdefault(id(p), name) != name}
+
+
+def _match(
+    module: nn.Module, tensors: Mapping[str, TensorInfo], layout: Layout, twins: Mapping[str, str]
+) -> dict[str, TensorInfo]:
     """The checkpoint's tensors by our names, once they are exactly those of the module."""
     sources: dict[str, TensorInfo] = {}
     for theirs, info in tensors.items():
@@ -90,7 +102,7 @@ def _match(module: nn.Module, tensors: Mapping[str, TensorInfo], layout: Layout)
             )
         sources[name] = info
     where = next((info.file.parent for info in sources.values()), Path())
-    wanted = module.state_dict()
+    wanted = {name: tensor for name, tensor in module.state_dict().items() if name not in twins}
     if missing := [layout.to_theirs(name) for name in wanted if name not in sources]:
         raise CheckpointError(f"{where}: {some(missing, 'missing')}.")
     if unexpected := [info.name for name, info in sources.items() if name not in wanted]:

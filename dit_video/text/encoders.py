@@ -17,8 +17,13 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor
 
+from dit_video.checkpoints.headers import TensorInfo
+from dit_video.checkpoints.load import load_into
+from dit_video.checkpoints.parts import Part
+from dit_video.checkpoints.stored import read_tensor
 from dit_video.errors import CheckpointError
-from dit_video.text.spiece import read_sentencepiece
+from dit_video.text.layouts import text_config
+from dit_video.text.spiece import parse_sentencepiece, read_gguf_tokenizer, read_sentencepiece
 
 if TYPE_CHECKING:
     from transformers.models.t5.modeling_t5 import T5EncoderModel
@@ -61,6 +66,29 @@ class TextEncoder:
         tokenizer = load_tokenizer(tokenizer_dir)
         return cls(_load_module(text_encoder_dir, dtype).to(device), tokenizer)
 
+    @classmethod
+    def from_part(
+        cls, part: Part, tokenizer: Tokenizer, *, dtype: torch.dtype, device: torch.device | str = "cpu"
+    ) -> "TextEncoder":
+        """The encoder of a file in any layout, see `text.layouts`.
+
+        Raises:
+            CheckpointError: a tensor is missing, unexpected or mis-shaped, or cannot be read.
+        """
+        fields = text_config(part)
+        module_class, config = _encoder_class(fields.pop("model_type"), part.where, **fields)
+        in_float32 = tuple(module_class._keep_in_fp32_modules or ()) if dtype == torch.float16 else ()
+        with quiet_transformers():
+            module = load_into(
+                lambda: module_class(config),
+                part.tensors,
+                part.layout,
+                dtype=dtype,
+                device=device,
+                float32_names=lambda name: any(word in name.split(".") for word in in_float32),
+            )
+        return cls(module, tokenizer)
+
     def token_ids(self, prompt: str, max_length: int = MAX_LENGTH) -> list[int]:
         """The 1 to `max_length` token ids of a cleaned prompt; a longer one is cut before the closing `</s>`."""
         self.tokenizer.enable_truncation(max_length)
@@ -98,22 +126,31 @@ class TextEncoder:
         return [*words, *(c for c in symbols if c not in "".join(words))]
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """`tokenizer.json` of a folder, else its `spiece.model`.
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a file that `load_tokenizer` reads."""
+    return any((folder / name).is_file() for name in ("tokenizer.json", "spiece.model"))
+
+
+def load_tokenizer(source: Path | TensorInfo) -> Tokenizer:
+    """`tokenizer.json` of a folder, else its `spiece.model`; or what a GGUF file or a tensor of bytes carries.
 
     transformers' own T5 classes are not used: they read UMT5's files with T5's unknown id and without byte fallback.
 
     Raises:
         CheckpointError: neither file is there, or it cannot be read.
     """
-    if (file := folder / "tokenizer.json").is_file():
+    if isinstance(source, TensorInfo):
+        return parse_sentencepiece(bytes(read_tensor(source).tolist()), source.file)
+    if source.suffix.lower() == ".gguf":
+        return read_gguf_tokenizer(source)
+    if (file := source / "tokenizer.json").is_file():
         try:
             return Tokenizer.from_file(str(file))
         except Exception as error:  # the Rust side raises plain Exception
             raise CheckpointError(f"{file}: not a readable tokenizer ({error}).") from error
-    if (file := folder / "spiece.model").is_file():
+    if (file := source / "spiece.model").is_file():
         return read_sentencepiece(file)
-    raise CheckpointError(f"{folder}: holds neither tokenizer.json nor spiece.model.")
+    raise CheckpointError(f"{source}: holds neither tokenizer.json nor spiece.model.")
 
 
 def _load_module(folder: Path, dtype: torch.dtype) -> Any:
@@ -127,7 +164,7 @@ def _load_module(folder: Path, dtype: torch.dtype) -> Any:
         kind = json.loads(config.read_text()).get("model_type")
     except (ValueError, AttributeError) as error:
         raise CheckpointError(f"{config}: not a JSON object ({error}).") from error
-    module_class = _encoder_class(kind, config)
+    module_class, _ = _encoder_class(kind, config)
     with quiet_transformers():
         try:
             module, report = module_class.from_pretrained(
@@ -141,17 +178,20 @@ def _load_module(folder: Path, dtype: torch.dtype) -> Any:
     return module
 
 
-def _encoder_class(kind: str | None, config: Path) -> Any:
+def _encoder_class(kind: str | None, where: Path, **fields: Any) -> tuple[Any, Any]:
+    """transformers' module of a kind, and its configuration with these fields."""
     # the submodules, not the package's top: its lazy imports look at every installed backend first
     if kind == "umt5":
+        from transformers.models.umt5.configuration_umt5 import UMT5Config
         from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
 
-        return UMT5EncoderModel
+        return UMT5EncoderModel, UMT5Config(**fields)
     if kind == "t5":
+        from transformers.models.t5.configuration_t5 import T5Config
         from transformers.models.t5.modeling_t5 import T5EncoderModel
 
-        return T5EncoderModel
-    raise CheckpointError(f"{config}: model_type {kind!r}: the text encoder must be umt5 or t5.")
+        return T5EncoderModel, T5Config(**fields)
+    raise CheckpointError(f"{where}: model_type {kind!r}: the text encoder must be umt5 or t5.")
 
 
 @contextmanager

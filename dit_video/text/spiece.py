@@ -12,6 +12,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import Unigram
 
+from dit_video.checkpoints.stored import gguf_field
 from dit_video.errors import CheckpointError
 
 _NORMAL, _UNKNOWN, _USER_DEFINED, _BYTE = 1, 2, 4, 6  # SentencePiece.Type
@@ -25,24 +26,61 @@ def read_sentencepiece(file: Path) -> Tokenizer:
     Raises:
         CheckpointError: not a SentencePiece model, not a unigram model, or one without `</s>` or an unknown piece.
     """
+    return parse_sentencepiece(file.read_bytes(), file)
+
+
+def parse_sentencepiece(data: bytes, file: Path) -> Tokenizer:
+    """The same from the bytes of the model; `file`, in which they lie, is for messages."""
     try:
-        message = list(_fields(file.read_bytes()))
+        message = list(_fields(data))
         pieces = [_piece(value) for number, value in message if number == 1]
         trainer = dict(_fields(next(value for number, value in message if number == 2)))
         normalizer = dict(_fields(next(value for number, value in message if number == 3)))
     except (ValueError, IndexError, StopIteration, TypeError, struct.error) as error:
         raise CheckpointError(f"{file}: not a readable SentencePiece model.") from error
+    if trainer.get(3, _UNIGRAM) != _UNIGRAM:
+        raise CheckpointError(f"{file}: not a unigram SentencePiece model.")
+    spaces = {"prefix": bool(normalizer.get(3, 1)), "collapse": bool(normalizer.get(4, 1))}
+    return _unigram(file, pieces, charsmap=normalizer.get(2), **spaces)
+
+
+def read_gguf_tokenizer(file: Path) -> Tokenizer:
+    """The same from the metadata of a GGUF file: what llama.cpp's conversion keeps of a SentencePiece model.
+
+    Raises:
+        CheckpointError: the file has none, or not a unigram model.
+    """
+    model, names, scores, kinds, charsmap, prefix, collapse = (
+        gguf_field(file, f"tokenizer.ggml.{name}")
+        for name in (
+            *("model", "tokens", "scores", "token_type", "precompiled_charsmap"),
+            *("add_space_prefix", "remove_extra_whitespaces"),
+        )
+    )
+    if model != "t5" or not (names and scores and kinds and len(names) == len(scores) == len(kinds)):
+        raise CheckpointError(f"{file}: carries no unigram tokenizer.")
+    pieces = list(zip(names, map(float, scores), kinds, strict=True))
+    return _unigram(
+        file,
+        pieces,
+        charsmap=bytes(value % 256 for value in charsmap) if charsmap else None,
+        prefix=prefix is not False,
+        collapse=collapse is not False,
+    )
+
+
+def _unigram(
+    file: Path, pieces: list[tuple[str, float, int]], *, charsmap: bytes | None, prefix: bool, collapse: bool
+) -> Tokenizer:
+    """prefix: a space comes before the text. collapse: several spaces are one."""
     kinds = [kind for _, _, kind in pieces]
     names = [text for text, _, _ in pieces]
-    if trainer.get(3, _UNIGRAM) != _UNIGRAM or _UNKNOWN not in kinds or "</s>" not in names:
+    if _UNKNOWN not in kinds or "</s>" not in names:
         raise CheckpointError(f"{file}: not a unigram SentencePiece model with an unknown piece and </s>.")
-
     vocabulary = [(text, score) for text, score, _ in pieces]
     tokenizer = Tokenizer(Unigram(vocabulary, kinds.index(_UNKNOWN), byte_fallback=_BYTE in kinds))
-    tokenizer.normalizer = _normalizer(normalizer)
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
-        _SPACE, "always" if normalizer.get(3, 1) else "never", split=False
-    )
+    tokenizer.normalizer = _normalizer(charsmap, collapse)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, "always" if prefix else "never", split=False)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", names.index("</s>"))]
     )
@@ -50,12 +88,12 @@ def read_sentencepiece(file: Path) -> Tokenizer:
     return tokenizer
 
 
-def _normalizer(spec: dict[int, Any]) -> normalizers.Normalizer:
-    """NormalizerSpec: the compiled character map (NFKC and more), then superfluous spaces away."""
+def _normalizer(charsmap: bytes | None, collapse: bool) -> normalizers.Normalizer:
+    """The compiled character map (NFKC and more), then superfluous spaces away."""
     steps: list[normalizers.Normalizer] = []
-    if charsmap := spec.get(2):
+    if charsmap:
         steps.append(normalizers.Precompiled(charsmap))
-    if spec.get(4, 1):
+    if collapse:
         steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
     return normalizers.Sequence(steps)
 

@@ -20,8 +20,8 @@ HEAD_DIM = 128
 Shapes = Mapping[str, tuple[int, ...]]  # by our names, which are the original release's
 
 
-def dit_from_shapes(where: Path, shapes: Shapes, *, head_dim: int = HEAD_DIM) -> DiTConfig:
-    """The transformer's configuration.
+def dit_from_shapes(where: Path, shapes: Shapes, *, num_heads: int | None = None) -> DiTConfig:
+    """The transformer's configuration; num_heads where something beside the file tells.
 
     Raises:
         CheckpointError: a tensor is missing that would tell, or the shapes are not those of a Wan transformer.
@@ -36,7 +36,7 @@ def dit_from_shapes(where: Path, shapes: Shapes, *, head_dim: int = HEAD_DIM) ->
             dim=dim,
             ffn_dim=shapes["blocks.0.ffn.0.weight"][0],
             freq_dim=shapes["time_embedding.0.weight"][1],
-            num_heads=dim // head_dim,
+            num_heads=num_heads or dim // HEAD_DIM,
             num_layers=_count(shapes, r"blocks\.(\d+)\."),
             text_dim=shapes["text_embedding.0.weight"][1],
             cross_attn_norm="blocks.0.norm3.weight" in shapes,
@@ -49,16 +49,16 @@ def dit_from_shapes(where: Path, shapes: Shapes, *, head_dim: int = HEAD_DIM) ->
         raise CheckpointError(f"{where}: its shapes are not those of a Wan transformer ({error}).") from None
 
 
-def check_original_config(file: Path, fields: Mapping[str, Any], dit: DiTConfig) -> DiTConfig:
-    """The configuration with the heads that an original release's config.json says.
+def dit_from_original(file: Path, fields: Mapping[str, Any], shapes: Shapes) -> DiTConfig:
+    """The transformer's configuration from an original release's config.json and the shapes of the tensors beside it.
 
     Raises:
-        CheckpointError: the file says something else than the shapes.
+        CheckpointError: they disagree, or the shapes are not those of a Wan transformer.
     """
-    heads = fields.get("num_heads", dit.num_heads)
-    if not isinstance(heads, int) or heads < 1 or dit.dim % (2 * heads):
-        raise CheckpointError(f"{file}: num_heads is {heads!r}; it must divide {dit.dim} into even parts.")
-    dit = replace(dit, num_heads=heads)
+    heads = fields.get("num_heads")
+    if heads is not None and (type(heads) is not int or heads < 1):
+        raise CheckpointError(f"{file}: num_heads is {heads!r}; it must be a whole number above 0.")
+    dit = dit_from_shapes(file.parent, shapes, num_heads=heads)
     for name in ("dim", "in_dim", "out_dim", "ffn_dim", "freq_dim", "num_layers", "text_dim"):
         if name in fields and fields[name] != getattr(dit, name):
             raise CheckpointError(

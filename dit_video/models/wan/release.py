@@ -18,12 +18,13 @@ from dit_video.checkpoints.keymap import Layout
 from dit_video.checkpoints.parts import Part, read_tensors, split
 from dit_video.checkpoints.places import SUFFIXES, Named, cached_snapshots
 from dit_video.checkpoints.quantised import peeled
+from dit_video.checkpoints.stored import gguf_field
 from dit_video.errors import CheckpointError
 from dit_video.models.wan.defaults import RELEASES, Defaults
 from dit_video.models.wan.dit import DiTConfig
-from dit_video.models.wan.inferred import check_original_config, dit_from_shapes, vae_from_shapes
+from dit_video.models.wan.inferred import dit_from_original, dit_from_shapes, vae_from_shapes
 from dit_video.models.wan.layouts import LAYOUTS
-from dit_video.models.wan.pipeline import WanCheckpoint, variant_of
+from dit_video.models.wan.pipeline import WanCheckpoint, check_channels, known_frames_of, variant_of
 from dit_video.models.wan.vae import VAEConfig
 from dit_video.models.wan.vae_layouts import (
     DIFFUSERS_NAMES,
@@ -34,7 +35,8 @@ from dit_video.models.wan.vae_layouts import (
     from_diffusers_config,
     original_layout,
 )
-from dit_video.text.layouts import TEXT_LAYOUTS, text_width
+from dit_video.text.encoders import has_tokenizer
+from dit_video.text.layouts import TEXT_LAYOUTS, text_part, text_width
 
 KINDS: Mapping[str, tuple[Layout, ...]] = {
     "transformer": LAYOUTS,
@@ -44,6 +46,7 @@ KINDS: Mapping[str, tuple[Layout, ...]] = {
 _WEIGHTS = "diffusion_pytorch_model"
 _NOISE = {"transformer": "high_noise", "transformer_2": "low_noise"}
 _BOUNDARIES = {16: 0.875, 36: 0.9}  # of the A14B releases, by the channels that their experts take
+_TOKENIZERS = ("tokenizer", "google/umt5-xxl", "umt5-xxl")  # folders that may hold one
 _MODELS = ("diffusion_models", "unet", "checkpoints")  # ComfyUI's folders of transformers
 _FOLDERS = {"vae": ("vae",), "text_encoder": ("text_encoders", "clip"), "image_encoder": ("clip_vision",)}
 _WORDS = {"vae": "vae", "text_encoder": "t5", "image_encoder": "clip"}  # in the names of files that may be it
@@ -81,8 +84,16 @@ def open_release(path: Path, named: Named) -> WanCheckpoint:
             parts[kind] = _look_for(kind, path, dit)
             took.append(f"{kind.replace('_', ' ')}: {parts[kind].where}")
     vae, parts["vae"] = _vae(parts["vae"])
+    check_channels(path, dit, vae)
+    if dit.image_dim is not None:
+        raise CheckpointError(f"{path}: needs an image encoder, which is read from diffusers folders only.")
+    text = text_part(parts["text_encoder"])
+    parts["text_encoder"] = text.part
+    tokenizer = text.spiece or _tokenizer(path, text.part.where)
+    if isinstance(tokenizer, Path) and tokenizer != text.part.where:
+        took.append(f"tokenizer: {tokenizer}")
     boundary = _BOUNDARIES.get(dit.in_dim) if "transformer_2" in parts else None
-    variant = variant_of(dit, vae, boundary)
+    variant = variant_of(dit, vae, boundary, path)
     return WanCheckpoint(
         path=path,
         variant=variant,
@@ -94,9 +105,10 @@ def open_release(path: Path, named: Named) -> WanCheckpoint:
         defaults=RELEASES.get(variant, Defaults()),
         boundary=boundary,
         expand_timesteps=vae.residual,
-        known_frames="first" if vae.residual else "none",
+        known_frames=known_frames_of(dit, vae, expand_timesteps=vae.residual),
         layout=parts["transformer"].layout.name,
         took=tuple(took),
+        tokenizer=tokenizer,
     )
 
 
@@ -161,8 +173,9 @@ def _transformer(where: Path, found: Mapping[str, Part]) -> Part:
 
 def _config(part: Part, file: Path | None = None) -> DiTConfig:
     """The configuration from the shapes, with what an original config.json adds."""
-    dit = dit_from_shapes(part.where, part.shapes)
-    return check_original_config(file, read_json(file), dit) if file and file.is_file() else dit
+    if file is not None and file.is_file():
+        return dit_from_original(file, read_json(file), part.shapes)
+    return dit_from_shapes(part.where, part.shapes)
 
 
 def _only(file: Path, kind: str) -> Part:
@@ -234,6 +247,19 @@ def _candidates(kind: str, path: Path) -> Iterator[Path]:
             if likely and file != path and file not in seen:
                 seen.add(file)
                 yield file
+
+
+def _tokenizer(path: Path, text: Path) -> Path:
+    """The folder or the GGUF file that holds the tokenizer of a text encoder without one of its own."""
+    if text.suffix.lower() == ".gguf" and gguf_field(text, "tokenizer.ggml.tokens"):
+        return text
+    near = [text if text.is_dir() else text.parent, *places(path, ("tokenizer",))]
+    for folder in near:
+        for place in (folder, *(folder / name for name in _TOKENIZERS)):
+            if has_tokenizer(place):
+                return place
+    advice = "put its tokenizer.json or spiece.model beside it (of google/umt5-xxl)"
+    raise CheckpointError(f"{text}: carries no tokenizer, and there is none near it; {advice}.")
 
 
 def places(path: Path, names: tuple[str, ...]) -> Iterator[Path]:
