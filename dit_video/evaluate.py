@@ -1,8 +1,9 @@
 """How often a model shows what its prompt says.
 
 Held-out scenes in held-out wordings are asked for, and the detector of the training world says what the clips show.
-What the detector cannot tell counts as wrong; motion is not scored in clips that are too short for it. Intervals are
-Wilson's (E. B. Wilson, JASA 22, 1927), at 95 %.
+What the detector cannot tell counts as wrong; motion is not scored in clips that are too short for it. Two objects are
+told apart by colour, and a field is right when it is right for both. Intervals are Wilson's (E. B. Wilson, JASA 22,
+1927), at 95 %.
 """
 
 import math
@@ -17,9 +18,9 @@ import torch
 from dit_video.generate import Clip, Progress, Settings, Stages, decode_frames, sample_latents
 from dit_video.nn.pixels import pad_frames, to_video
 from dit_video.scenes.captions import caption
-from dit_video.scenes.detector import Detection, detect, score
+from dit_video.scenes.detector import Detection, detect_objects, matched, score, score_objects
 from dit_video.scenes.render import render
-from dit_video.scenes.world import MIN_MOVING_FRAMES, Scene, sample_scene
+from dit_video.scenes.world import MIN_MOVING_FRAMES, Scene, SceneObject, sample_scene
 from dit_video.shapes import VideoShape
 from dit_video.train import sheets
 
@@ -43,11 +44,12 @@ class Question:
 class Answer:
     """What was found in the clip that a question got.
 
-    right: by field, "all" of them together at last. measured: numbers by name, of which the medians are reported.
+    found: one per object that was asked for, largest first. right: by field, "all" of them together at last. measured:
+    numbers by name, of which the medians are reported.
     """
 
     question: Question
-    found: Detection
+    found: tuple[Detection, ...]
     right: dict[str, bool]
     measured: dict[str, float] = field(default_factory=dict)
 
@@ -73,20 +75,25 @@ class Rate:
         return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def fixed_questions(count: int, shape: VideoShape, *, split: str = "held-out", first_seed: int = 0) -> list[Question]:
-    """The same `count` questions for the same shape and split, always; their scenes have one object.
+def fixed_questions(
+    count: int, shape: VideoShape, *, split: str = "held-out", first_seed: int = 0, objects: int = 1
+) -> list[Question]:
+    """The same `count` questions for the same shape, split and number of objects (1 or 2), always.
 
-    "held-out": combinations and wordings that training never sees, which is what is reported. "training": those of
-    training, in other scenes: what settings may be chosen on, and what tells memory from understanding.
+    "held-out": combinations and wordings that training never sees, which is what is reported; of two objects the first
+    is such a combination. "training": those of training, in other scenes: what settings may be chosen on, and what
+    tells memory from understanding.
     """
-    return list(_questions(count, shape, SPLITS[split], split == "held-out", first_seed))
+    return list(_questions(count, shape, SPLITS[split], split == "held-out", first_seed, objects))
 
 
-def _questions(count: int, shape: VideoShape, root: int, held_out: bool, first_seed: int) -> Iterator[Question]:
+def _questions(
+    count: int, shape: VideoShape, root: int, held_out: bool, first_seed: int, objects: int
+) -> Iterator[Question]:
     for index in range(count):
         rng = np.random.default_rng((root, index))
         size = (shape.width, shape.height)
-        scene = sample_scene(rng, num_frames=shape.num_frames, size=size, held_out=held_out, objects=1)
+        scene = sample_scene(rng, num_frames=shape.num_frames, size=size, held_out=held_out, objects=objects)
         yield Question(scene, caption(scene, rng, held_out=held_out), first_seed + index)
 
 
@@ -151,7 +158,7 @@ def _answers(
         batch = questions[start : start + size]
         for question, latents in zip(batch, latents_of(batch), strict=True):
             frames = np.stack(list(decode_frames(stages.vae, latents, shape, tile=tile)))
-            found = detect(frames)
+            found = detect_objects(frames, len(question.scene.objects))
             answers.append(Answer(question, found, _right(found, question.scene)))
             if len(strips) < SHEET_CLIPS:
                 strips.append(frames[np.linspace(0, len(frames) - 1, SHEET_FRAMES).round().astype(int)])
@@ -159,9 +166,9 @@ def _answers(
     return answers, strips
 
 
-def _right(found: Detection, scene: Scene) -> dict[str, bool]:
-    """`score` without motion where the only one there can be is none: to be right about it would mean nothing."""
-    scored = score(found, scene)
+def _right(found: Sequence[Detection], scene: Scene) -> dict[str, bool]:
+    """The score without motion where the only one there can be is none: to be right about it would mean nothing."""
+    scored = score(found[0], scene) if len(scene.objects) == 1 else score_objects(found, scene)
     fields = [field for field in FIELDS[:-1] if field != "motion" or scene.num_frames >= MIN_MOVING_FRAMES]
     return {field: scored[field] for field in fields} | {"all": all(scored[field] for field in fields)}
 
@@ -172,13 +179,23 @@ def rates(answers: Sequence[Answer]) -> dict[str, Rate]:
 
 
 def rates_by_value(answers: Sequence[Answer], field: str) -> dict[str, Rate]:
-    """How often a field ("shape", "colour" or "motion") was right, for each value that was asked for."""
-    groups: dict[str, list[Answer]] = {}
+    """How often a field ("shape", "colour" or "motion") was right, for each value that was asked for.
+
+    Two objects of a clip count as two.
+    """
+    groups: dict[str, list[bool]] = {}
     for answer in answers:
-        groups.setdefault(getattr(answer.question.scene.objects[0], field), []).append(answer)
-    return {
-        value: Rate(sum(answer.right[field] for answer in group), len(group)) for value, group in sorted(groups.items())
-    }
+        for thing in answer.question.scene.objects:
+            groups.setdefault(getattr(thing, field), []).append(_right_of(answer, thing, field))
+    return {value: Rate(sum(group), len(group)) for value, group in sorted(groups.items())}
+
+
+def _right_of(answer: Answer, thing: SceneObject, field: str) -> bool:
+    # Whether a field is right for one object of the question's scene.
+    if len(answer.question.scene.objects) == 1:
+        return answer.right[field]
+    found = matched(answer.found, thing)
+    return found is not None and getattr(found, field) == getattr(thing, field)
 
 
 def median(answers: Sequence[Answer], name: str) -> float:
@@ -187,24 +204,29 @@ def median(answers: Sequence[Answer], name: str) -> float:
 
 
 def table(answers: Sequence[Answer]) -> str:
-    """The rates as text, one line per field, and one that says what is not scored."""
+    """The rates as text, one line per field, and lines that say what is not scored, or when two objects are right."""
     lines = [f"{'':12}{'right':>8}   95 % interval    cannot tell"]
-    told = [name for name in answers[0].right if hasattr(answers[0].found, name)]
+    told = [name for name in answers[0].right if hasattr(answers[0].found[0], name)]
     for name, rate in rates(answers).items():
         low, high = rate.interval
         fields = told if name == "all" else [name] if name in told else []
-        blank = sum(any(getattr(answer.found, field) is None for field in fields) for answer in answers)
+        blank = sum(any(getattr(one, field) is None for one in answer.found for field in fields) for answer in answers)
         cannot_tell = f"{blank:8d} of {rate.total}" if fields else ""
         lines.append(f"{name:12}{rate.share:8.1%}   {low:6.1%} to {high:6.1%}  {cannot_tell}".rstrip())
     lines += [f"median {name}: {median(answers, name):.4g}" for name in answers[0].measured]
     if "motion" not in answers[0].right and not answers[0].measured:
         frames = answers[0].question.scene.num_frames
         lines.append(f"motion is not scored: it takes clips of {MIN_MOVING_FRAMES} frames or more, not {frames}")
+    if len(answers[0].found) > 1:
+        lines.append("a field is right when it is right for both objects")
     return "\n".join(lines)
 
 
 def report(answers: Sequence[Answer]) -> dict[str, Any]:
-    """Everything as JSON: rates with intervals, rates by what was asked for, and each clip."""
+    """Everything as JSON: rates with intervals, rates by what was asked for, and each clip.
+
+    What is wanted and found is an object of JSON, of two objects a list of both; what is found, largest first.
+    """
 
     def fields(rate: Rate) -> dict[str, Any]:
         return {
@@ -228,7 +250,7 @@ def report(answers: Sequence[Answer]) -> dict[str, Any]:
                 "prompt": a.question.prompt,
                 "seed": a.question.seed,
                 "wanted": _wanted(a.question.scene),
-                "found": asdict(a.found),
+                "found": _one_or_list([asdict(one) for one in a.found]),
                 "right": a.right,
                 "measured": a.measured,
             }
@@ -237,9 +259,17 @@ def report(answers: Sequence[Answer]) -> dict[str, Any]:
     }
 
 
-def _wanted(scene: Scene) -> dict[str, str]:
-    thing = scene.objects[0]
-    return {"shape": thing.shape, "colour": thing.colour, "background": scene.background, "motion": thing.motion}
+def _wanted(scene: Scene) -> Any:
+    return _one_or_list(
+        [
+            {"shape": thing.shape, "colour": thing.colour, "background": scene.background, "motion": thing.motion}
+            for thing in scene.objects
+        ]
+    )
+
+
+def _one_or_list(things: list[dict[str, Any]]) -> Any:
+    return things[0] if len(things) == 1 else things
 
 
 def save_sheet(path: Path, answers: Sequence[Answer], strips: Sequence[np.ndarray], *, overwrite: bool) -> None:

@@ -87,7 +87,7 @@ def _image(bench: Bench, question: Question) -> tuple[Answer, np.ndarray]:
     right = score(found, question.scene)
     kept = all(right[name] for name in ("shape", "colour", "background"))
     fields = {name: right[name] for name in ("background", "colour", "shape")}
-    return Answer(question, found, {**fields, "kept": kept, "motion": right["motion"], "all": right["all"]}), frames
+    return Answer(question, (found,), {**fields, "kept": kept, "motion": right["motion"], "all": right["all"]}), frames
 
 
 def _extend(bench: Bench, question: Question) -> tuple[Answer, np.ndarray]:
@@ -120,7 +120,7 @@ def _joined(question: Question, frames: np.ndarray, seams: Sequence[int]) -> tup
     ]
     smooth = max(jumps) <= NO_JUMP
     fields = {"motion": right["motion"], "no jump": smooth, "all": right["motion"] and smooth}
-    return Answer(question, found, fields, {"jump": max(jumps)}), frames
+    return Answer(question, (found,), fields, {"jump": max(jumps)}), frames
 
 
 def jump(frames: np.ndarray) -> float:
@@ -151,7 +151,7 @@ def _edit(bench: Bench, question: Question) -> tuple[Answer, np.ndarray]:
     right = score(found, wanted)
     asked = Question(wanted, clip.prompt, question.seed)
     fields = {name: right[name] for name in ("background", "colour", "shape", "motion")}
-    return Answer(asked, found, {**fields, "all": right["colour"] and right["motion"]}), frames
+    return Answer(asked, (found,), {**fields, "all": right["colour"] and right["motion"]}), frames
 
 
 MODES: dict[str, Callable[[Bench, Question], tuple[Answer, np.ndarray]]] = {

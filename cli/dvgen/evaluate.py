@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dit_video.models.wan.defaults import Defaults
 
 MAX_PROMPTS = 100_000
+MAX_OBJECTS = 2  # that the world's clips have
 MIN_FRAMES = 12  # that show a motion before a seam and behind it
 SPLITS = ("held-out", "training")
 FRAMES = {"text": 24, "image": 24, "extend": 48, "connect": 36, "edit": 24}  # by mode, where nothing is said
@@ -37,6 +38,7 @@ class Request:
     count: int
     split: str
     mode: str
+    objects: int
     shape: VideoShape
     first_seed: int
     overrides: dict[str, Any]
@@ -53,6 +55,7 @@ def evaluate(
         str, _option("--split", "NAME", "held-out: combinations and wordings new to the model; or training.")
     ] = "held-out",
     mode: Annotated[str, _option("--mode", "NAME", f"What is asked for: {', '.join(FRAMES)}.")] = "text",
+    objects: Annotated[str, _option("--objects", "1|2", "Things in every clip; 2: right when both are.")] = "1",
     size: Annotated[str, _option("--size", "WxH", "Size of every clip.")] = "256x144",
     frames: Annotated[
         Text, _option("--frames", "N", "Length of every clip; 24, of extend 48, half of it given, of connect 36.")
@@ -95,6 +98,7 @@ def evaluate(
         count=options.whole("--prompts", prompts, 1, MAX_PROMPTS),
         split=options.choice("--split", split, SPLITS),
         mode=options.choice("--mode", mode, tuple(FRAMES)),
+        objects=options.whole("--objects", objects, 1, MAX_OBJECTS),
         shape=VideoShape(num_frames=length, height=height, width=width),
         first_seed=options.whole("--seed", seed, 0, options.MAX_SEED - MAX_PROMPTS),
         overrides={name: value for name, value in wanted.items() if value is not None},
@@ -133,6 +137,9 @@ def _check(request: Request) -> None:
         raise UsageError(f"{given}: only one of the two can be given; nothing is denoised.")
     if request.reconstruct and request.mode != "text":
         raise UsageError(f"--reconstruct and --mode {request.mode}: only one of the two can be given.")
+    if request.objects > 1 and request.mode != "text":
+        given = f"--objects {request.objects} and --mode {request.mode}"
+        raise UsageError(f"{given}: only one of the two can be given; --mode {request.mode} is about one object.")
     if "strength" in request.overrides and request.mode != "edit":
         raise UsageError(f"--strength and --mode {request.mode}: only an edit has a strength; add --mode edit.")
     if request.mode != "text" and request.shape.num_frames < MIN_FRAMES:
@@ -158,7 +165,9 @@ def _answer(request: Request, speaker: console.Speaker) -> "tuple[list[Answer], 
     with explained_memory(shape):
         loras.tell(checkpoint, speaker.note, speaker.warn)
         stages = Stages(checkpoint, dtype=dtype, device=device, keep=True, note=speaker.note, warn=speaker.warn)
-        questions = evaluation.fixed_questions(request.count, shape, split=request.split, first_seed=request.first_seed)
+        questions = evaluation.fixed_questions(
+            request.count, shape, split=request.split, first_seed=request.first_seed, objects=request.objects
+        )
         if request.reconstruct:
             return evaluation.reconstruct(stages, questions, shape, tile=tile, progress=speaker.progress)
         settings = _settings(checkpoint.defaults, request.overrides, request.mode)

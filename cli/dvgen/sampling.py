@@ -211,7 +211,9 @@ def _options(
     preset: Annotated[
         Text,
         _sampling(
-            "--preset", "NAME", "distilled: 4 steps without guidance, for models and LoRAs distilled to few steps."
+            "--preset",
+            "NAME",
+            "distilled: 4 steps and no guidance, for models and LoRAs made for that; other options go before.",
         ),
     ] = None,
     steps: Annotated[Text, _sampling("--steps", "N", "Denoising steps.")] = None,

@@ -145,6 +145,14 @@ CASES: dict[str, tuple[list[str], int, list[str]]] = {
     "config of another kind": (["train", "autoencoder", "bad.toml"], 2, ["stepz", "nearest"]),
     "no questions": (["eval", "--prompts", "0"], 2, ["--prompts 0", "nearest is 1"]),
     "unknown split": (["eval", "--split", "train"], 2, ["'train'", "held-out, training", "nearest is training"]),
+    "no objects": (["eval", "--objects", "0"], 2, ["--objects 0", "from 1 to 2", "nearest is 1"]),
+    "too many objects": (["eval", "--objects", "3"], 2, ["--objects 3", "from 1 to 2", "nearest is 2"]),
+    "objects in words": (["eval", "--objects", "two"], 2, ["--objects two", "from 1 to 2"]),
+    "two objects to extend": (
+        ["eval", "--objects", "2", "--mode", "extend"],
+        2,
+        ["--objects 2 and --mode extend", "only one of the two"],
+    ),
     "eval table over a file": (["eval", "--json", "taken.mp4"], 2, ["taken.mp4", ".json"]),
 }
 

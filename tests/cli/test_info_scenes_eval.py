@@ -114,6 +114,19 @@ def test_eval_of_pictures_does_not_score_motion(ti2v: Path, tmp_path: Path):
     assert "motion" not in about["rates"] and "motion" not in about["by_value"]
 
 
+@pytest.mark.parametrize("how", [["--reconstruct"], ["--steps", "1"]], ids=["reconstruct", "sample"])
+def test_eval_of_two_objects(ti2v: Path, tmp_path: Path, how: list[str]):
+    small = ["--prompts", "2", "--size", "64x64", "--frames", "5", "-q", "--objects", "2"]
+    files = ["--json", tmp_path / "a.json", "--sheet", tmp_path / "a.png"]
+    found = run("eval", "--model", ti2v, *small, *how, *files)
+    assert found.stdout.endswith("\na field is right when it is right for both objects\n")
+    for clip in json.loads((tmp_path / "a.json").read_text())["clips"]:
+        first, second = clip["wanted"]
+        assert held_out(first["shape"], first["colour"], first["motion"]) and first["colour"] != second["colour"]
+        assert len(clip["found"]) == 2
+    assert probe(tmp_path / "a.png").frames == 1
+
+
 def test_sample_of_a_folder_uses_its_defaults(ti2v: Path, tmp_path: Path):
     found = run("sample", "a cat on a beach", "-m", ti2v, "--frames", "3", "-o", tmp_path / "a.mp4", "--json")
     about = json.loads(found.stdout)

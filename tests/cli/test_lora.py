@@ -48,6 +48,20 @@ CASES: dict[str, tuple[list[str], int, list[str]]] = {
         2,
         ["--random-weights and --lora lora.safetensors"],
     ),
+    "no file for one expert": ([*SAMPLE, "--lora-high", "none"], 1, ["--lora-high none: there is no such file"]),
+    "a folder for one expert": ([*SAMPLE, "--lora-low", "folder"], 1, ["--lora-low folder: this is a folder"]),
+    "strength for one expert": (
+        [*SAMPLE, "--lora-low", "lora.safetensors:11"],
+        2,
+        ["--lora-low lora.safetensors, strength 11", "nearest is 10"],
+    ),
+    "random weights of one expert": (
+        [*SAMPLE, "--random-weights", "--lora-high", "lora.safetensors"],
+        2,
+        ["--random-weights and --lora-high lora.safetensors"],
+    ),
+    "alpha alone": ([*SAMPLE, "--lora", "alpha.safetensors"], 1, ["layer 'a' has 'diffusion_model.a.alpha', but no"]),
+    "no preset": ([*SAMPLE, "--preset", "4-step"], 2, ["--preset '4-step'", "must be one of distilled"]),
     "extend": (["extend", "a.mp4", "--forward", "4", "--lora", "none"], 1, ["--lora none"]),
     "connect": (["connect", "a.mp4", "b.mp4", "--frames", "4", "--lora", "none"], 1, ["--lora none"]),
     "edit": (["edit", "a.mp4", "a ball", "--lora", "none"], 1, ["--lora none"]),
@@ -69,6 +83,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list]:
     folder = tmp_path_factory.mktemp("bad")
     save_tensors(factors(32), folder / "lora.safetensors")
     save_tensors({"weight": torch.ones(2)}, folder / "other.safetensors")
+    save_tensors({"diffusion_model.a.alpha": torch.ones(())}, folder / "alpha.safetensors")
     (folder / "short.safetensors").write_bytes((folder / "lora.safetensors").read_bytes()[:-1])
     (folder / "folder").mkdir()
     (folder / "folder" / "pytorch_lora_weights.safetensors").touch()
@@ -170,6 +185,69 @@ def test_both_experts(tmp_path: Path) -> None:
         "--steps", "2", "--lora", f"{tmp_path / 'lora.safetensors'}:0.5", "-o", tmp_path / "a.png",
     )  # fmt: skip
     assert said.stderr.count("merged at strength 0.5 into 1 layer of both transformers") == 1
+
+
+def test_an_expert_each(tmp_path: Path) -> None:
+    """Each is merged into its own; a file that goes into the other one too changes the video."""
+    model, lora = tiny_experts_folder(tmp_path / "model"), tmp_path / "lora.safetensors"
+    save_tensors(factors(32), lora)
+    where = (
+        "--model",
+        model,
+        "--size",
+        "32x32",
+        "--frames",
+        "1",
+        "--preset",
+        "distilled",
+        "--seed",
+        "1",
+        "--overwrite",
+    )
+
+    def pixels(*options: str | Path) -> tuple[np.ndarray, str]:
+        said = run("sample", "a red ball", *where, *options, "-o", tmp_path / "a.png").stderr
+        return np.stack([*read_frames(tmp_path / "a.png")]), said
+
+    both, said = pixels("--lora", lora)
+    assert f"{lora}: merged at strength 1 into 1 layer of both transformers\n" in said
+    apart, said = pixels("--lora-low", f"{lora}:1", "--lora-high", lora)
+    assert f"{lora}: merged at strength 1 into 1 layer of the high-noise expert alone\n" in said
+    assert f"{lora}: merged at strength 1 into 1 layer of the low-noise expert alone\n" in said
+    assert "preset distilled: --steps 4 --solver euler --sigmas release --shift 5 --guidance 1\n" in said
+    assert np.array_equal(both, apart)
+    one, _ = pixels("--lora-high", lora)
+    assert not np.array_equal(one, both)
+
+
+@pytest.mark.parametrize(("option", "expert"), [("--lora-high", "high-noise"), ("--lora-low", "low-noise")])
+@pytest.mark.parametrize("command", ["sample", "edit"])
+def test_an_expert_that_is_not_there(tmp_path: Path, option: str, expert: str, command: str) -> None:
+    lora, clip = tmp_path / "lora.safetensors", tmp_path / "a.png"
+    save_tensors(factors(256), lora)
+    clip.write_bytes(b"")
+    arguments = {"sample": ["a ball"], "edit": [clip, "a ball"]}[command]
+    said = run(command, *arguments, option, lora, code=2).stderr
+    rule = f"this model has one transformer, and the {expert} expert is one of two; use --lora.\n"
+    assert said.endswith(f"Error: {option} {lora}: {rule}")
+
+
+def test_a_preset_gives_way_to_what_is_given(tmp_path: Path) -> None:
+    model = tiny_wan21_folder(tmp_path / "model")
+    where = ("sample", "a red ball", "--model", model, "--size", "32x32", "--frames", "1", "--overwrite", "--json")
+
+    def sampled(*options: str) -> tuple[dict, str]:
+        found = run(*where, "--preset", "distilled", *options, "-o", tmp_path / "a.png")
+        return json.loads(found.stdout), found.stderr
+
+    result, said = sampled()
+    assert (result["steps"], result["forwards"]) == (4, 4)
+    assert "preset distilled: --steps 4 --solver lcm --sigmas release --shift 5 --guidance 1\n" in said
+    result, said = sampled("--steps", "2", "--guidance", "3", "--solver", "euler")
+    assert (result["steps"], result["forwards"]) == (2, 4)
+    assert "preset distilled: --sigmas release --shift 5\n" in said
+    given = ("--steps", "1", "--guidance", "1", "--solver", "euler", "--sigmas", "release", "--shift", "1")
+    assert "preset distilled: nothing, since all of it was given\n" in sampled(*given)[1]
 
 
 @pytest.mark.parametrize("command", ["sample", "edit", "eval"])

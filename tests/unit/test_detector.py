@@ -2,14 +2,15 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dit_video.scenes.detector import Detection, _largest_pieces, detect, score
+from dit_video.scenes.detector import Detection, _largest_pieces, detect, detect_objects, score, score_objects
 from dit_video.scenes.render import _edge_distances, render
-from dit_video.scenes.world import PALETTE, Scene, sample_scene
+from dit_video.scenes.world import PALETTE, Scene, SceneObject, sample_scene
 from dit_video.video.io import read_video, write_video
 
 Damage = Callable[[np.ndarray], np.ndarray]
@@ -109,6 +110,122 @@ def test_the_larger_of_two_objects_is_told_and_equals_are_not():
             assert (found.shape, found.motion) == (thing.shape, thing.motion)
             told += 1
     assert told > 15
+
+
+def pairs(count: int, *, size: tuple[int, int] = (128, 72), num_frames: int = 12, seed: int = 7) -> list[Scene]:
+    rng = np.random.default_rng(seed)
+    return [sample_scene(rng, num_frames=num_frames, size=size, held_out=n % 3 == 0, objects=2) for n in range(count)]
+
+
+def wrong_answers(found: tuple[Detection, ...], scene: Scene) -> list[str]:
+    """What was answered, and not as it is; None is no answer."""
+    wrong = ["background"] if found[0].background not in (None, scene.background) else []
+    things = {thing.colour: thing for thing in scene.objects}
+    for one in found:
+        if one.colour is None:
+            wrong += [field for field in ("shape", "motion") if getattr(one, field) is not None]
+        elif one.colour not in things:
+            wrong.append("colour")
+        else:
+            thing = things[one.colour]
+            wrong += [
+                field for field in ("shape", "motion") if getattr(one, field) not in (None, getattr(thing, field))
+            ]
+    return wrong
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"noise": 8.0}, {"blur": 3, "noise": 4.0, "flicker": 3.0}], ids=["clean", "noise", "blur"]
+)
+def test_both_objects_are_told(options: dict):
+    right = []
+    for scene in pairs(40):
+        found = detect_objects(damaged(render(scene), **options), 2)
+        assert len({one.colour for one in found}) == 2 and wrong_answers(found, scene) == [], scene
+        right.append(score_objects(found, scene)["all"])
+    assert np.mean(right) >= 0.97
+
+
+@pytest.mark.parametrize(
+    ("size", "num_frames"), [((48, 48), 24), ((36, 64), 5), ((210, 90), 97), ((128, 72), 1), ((640, 360), 9)]
+)
+def test_both_objects_are_told_at_other_sizes_and_lengths(size: tuple[int, int], num_frames: int):
+    for scene in pairs(8, size=size, num_frames=num_frames):
+        found = detect_objects(render(scene), 2)
+        assert score_objects(found, scene)["all"] and wrong_answers(found, scene) == [], scene
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"noise": 8.0}, {"blur": 1, "noise": 8.0, "flicker": 3.0}, {"blur": 8}])
+def test_many_pairs(options: dict):
+    for scene in pairs(200, size=(256, 144), num_frames=24):
+        found = detect_objects(damaged(render(scene), **options), 2)
+        assert score_objects(found, scene)["all"] and wrong_answers(found, scene) == [], scene
+
+
+def test_both_objects_are_told_in_compressed_files(tmp_path: Path):
+    for n, scene in enumerate(pairs(6, size=(256, 144), num_frames=24)):
+        written = write_video(tmp_path / f"{n}.mp4", iter(render(scene)), fps=12)
+        found = detect_objects(read_video(written.path)[0], 2)
+        assert score_objects(found, scene)["all"] and wrong_answers(found, scene) == [], scene
+
+
+@pytest.mark.parametrize("blur", [0, 3])
+def test_an_object_alone_has_no_second(blur: int):
+    for scene in scenes(25, size=(160, 90), num_frames=9, seed=8):
+        frames = damaged(render(scene), blur=blur)
+        found = detect_objects(frames, 2)
+        assert found[0] == detect(frames) and score_objects(found, scene)["all"]
+        assert found[1] == Detection(shape=None, colour=None, background=scene.background, motion=None)
+
+
+def thing(shape: str, colour: str, x: float, radius: float) -> SceneObject:
+    """It moves up, from 84 to 60 in a frame 144 high."""
+    travel = (0.0, -48.0)
+    return SceneObject(
+        shape=shape, colour=colour, motion="moving up", centre=(x, 72), radius=(radius, radius), travel=travel
+    )
+
+
+@pytest.mark.parametrize("blur", [0, 4])
+@pytest.mark.parametrize(
+    ("background", "large", "small"),
+    # the small one's colour is nearly between the others, so that it is also that of the large one's edge
+    [("red", "yellow", "orange"), ("yellow", "red", "orange"), ("blue", "red", "purple")],
+)
+def test_colours_on_edges_and_objects_side_by_side(blur: int, background: str, large: str, small: str):
+    things = (thing("star", large, 80, 34), thing("circle", small, 80 + 34 + 17, 16))  # a pixel from each other
+    scene = Scene(width=256, height=144, num_frames=9, background=background, objects=things)
+    frames = damaged(render(scene), blur=blur)
+    found = detect_objects(frames, 2)
+    assert score_objects(found, scene)["all"], found
+    assert [one.colour for one in found] == [large, small]
+
+
+def test_specks_are_no_second_object():
+    frames = drawn(filled("star"))
+    frames[3:9, 10:18, 10:18] = PALETTE["green"]  # in some of the frames
+    frames[:, 5, 5:10] = PALETTE["blue"]  # in all of them, and tiny
+    found = detect_objects(frames, 2)
+    assert (found[0].colour, found[0].shape, found[1].colour) == ("red", "star", None)
+    frames[:, 10:22, 10:22] = PALETTE["green"]
+    frames[:, 80:92, 10:22] = PALETTE["blue"]  # a third is as large as the second
+    assert [one.colour for one in detect_objects(frames, 2)] == ["red", None]
+
+
+def test_objects_are_scored_by_their_colours():
+    first, second = thing("star", "red", 60, 20), thing("circle", "blue", 180, 20)
+    scene = Scene(width=256, height=144, num_frames=9, background="gray", objects=(first, second))
+    red, blue = (
+        Detection(shape=one.shape, colour=one.colour, background="gray", motion=one.motion) for one in scene.objects
+    )
+    assert score_objects((red, blue), scene) == score_objects((blue, red), scene) == dict.fromkeys(FIELDS, True)
+    round_star = replace(red, shape="circle")
+    assert score_objects((blue, round_star), scene) == dict.fromkeys(FIELDS, True) | {"shape": False, "all": False}
+    exchanged = replace(red, colour="blue"), replace(blue, colour="red")
+    assert score_objects(exchanged, scene) == dict.fromkeys(FIELDS, True) | {"shape": False, "all": False}
+    alone = blue, Detection(shape=None, colour=None, background="gray", motion=None)
+    assert score_objects(alone, scene) == dict.fromkeys(FIELDS, False) | {"background": True}
 
 
 # What is not of the world: masks are drawn from an inside test over offsets from the object's centre.
@@ -264,6 +381,8 @@ def test_bad_frames_are_refused():
     for frames in (np.zeros((8, 8, 3), np.uint8), np.zeros((1, 8, 8, 3), np.float32), np.zeros((0, 8, 8, 3), np.uint8)):
         with pytest.raises(ValueError, match="uint8"):
             detect(frames)
+    with pytest.raises(ValueError, match="count"):
+        detect_objects(np.zeros((1, 8, 8, 3), np.uint8), 0)
 
 
 def test_score_is_per_field():

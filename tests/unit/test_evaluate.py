@@ -10,10 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from dit_video import evaluate as evaluation
-from dit_video.evaluate import Rate, fixed_questions, rates, rates_by_value, reconstruct, report, save_sheet, table
+from dit_video.evaluate import (
+    Answer,
+    Rate,
+    fixed_questions,
+    rates,
+    rates_by_value,
+    reconstruct,
+    report,
+    save_sheet,
+    table,
+)
 from dit_video.generate import Clip, Settings, Stages
 from dit_video.nn.pixels import to_video
-from dit_video.scenes.detector import detect
+from dit_video.scenes.detector import Detection, detect_objects
 from dit_video.scenes.render import render
 from dit_video.scenes.world import held_out
 from dit_video.shapes import Grid, VideoShape
@@ -22,6 +32,7 @@ from dit_video.video.io import probe, read_frames
 
 SHAPE = VideoShape(num_frames=9, height=64, width=80)
 QUESTIONS = fixed_questions(12, SHAPE, first_seed=100)
+PAIRS = fixed_questions(6, SHAPE, first_seed=100, objects=2)
 
 
 class Identity(nn.Module):
@@ -71,6 +82,29 @@ def test_training_questions_are_of_training():
         (thing,) = question.scene.objects
         assert not held_out(thing.shape, thing.colour, thing.motion)
     assert not {question.prompt for question in questions} & {question.prompt for question in QUESTIONS}
+
+
+def test_the_questions_that_were_reported_stay():
+    """Rates of different times are of the same questions."""
+    asked = [question.prompt for question in fixed_questions(2, VideoShape(num_frames=24, height=144, width=256))]
+    assert asked == [
+        "in front of a gray background the white five-pointed star gets smaller",
+        "there is an orange five-pointed star that slides towards the bottom right corner on a yellow background",
+    ]
+
+
+@pytest.mark.parametrize("split", ["held-out", "training"])
+def test_questions_of_two_objects(split: str):
+    questions = fixed_questions(30, SHAPE, split=split, first_seed=100, objects=2)
+    assert questions[:6] == fixed_questions(6, SHAPE, split=split, first_seed=100, objects=2)
+    assert [question.seed for question in questions] == list(range(100, 130))
+    for question in questions:
+        first, second = question.scene.objects
+        assert held_out(first.shape, first.colour, first.motion) == (split == "held-out")
+        assert not held_out(second.shape, second.colour, second.motion)
+        assert len({first.colour, second.colour, question.scene.background}) == 3
+        new_wording = " while " in question.prompt or question.prompt.startswith("you can see ")
+        assert new_wording == (split == "held-out")
 
 
 @pytest.mark.parametrize(
@@ -123,13 +157,47 @@ def test_what_cannot_be_told_is_wrong(monkeypatch: pytest.MonkeyPatch):
 def test_motion_is_scored_where_it_can_be_told(monkeypatch: pytest.MonkeyPatch, frames: int, scored: bool):
     """A detector that is right but for motion: short clips are not wrong for it, and are not right for it either."""
     shape = VideoShape(num_frames=frames, height=64, width=80)
-    monkeypatch.setattr(evaluation, "detect", lambda frames: replace(detect(frames), motion=None))
+
+    def blind(frames: np.ndarray, count: int) -> tuple[Detection, ...]:
+        return tuple(replace(found, motion=None) for found in detect_objects(frames, count))
+
+    monkeypatch.setattr(evaluation, "detect_objects", blind)
     answers, _ = reconstruct(stages(), fixed_questions(6, shape), shape, progress=silent)
     found = rates(answers)
     assert ("motion" in found) == scored == ("motion" in report(answers)["by_value"])
     assert (found["all"].share == 0) == scored
     assert "0 of 6" in table(answers) and ("motion is not scored" in table(answers)) != scored
     assert table(answers).count("\n") == 5
+
+
+def test_true_pairs_are_right_and_reported(tmp_path: Path):
+    answers, strips = reconstruct(stages(), PAIRS, SHAPE, progress=silent)
+    assert {name: rate.share for name, rate in rates(answers).items()} == dict.fromkeys(evaluation.FIELDS, 1.0)
+    by_shape = rates_by_value(answers, "shape")
+    assert sum(rate.total for rate in by_shape.values()) == sum(rate.right for rate in by_shape.values()) == 12
+    assert table(answers).endswith("\na field is right when it is right for both objects")
+    for clip, question in zip(report(answers)["clips"], PAIRS, strict=True):
+        names = [thing.colour for thing in question.scene.objects]
+        assert [one["colour"] for one in clip["wanted"]] == names
+        assert len(clip["found"]) == 2 and all(one in clip["wanted"] for one in clip["found"])
+    save_sheet(tmp_path / "a.png", answers, strips, overwrite=False)
+    assert probe(tmp_path / "a.png").frames == 1
+
+
+def test_one_wrong_object_of_two_is_wrong_for_its_own_value_only():
+    first, second = PAIRS[0].scene.objects
+    found = [
+        Detection(shape=one.shape, colour=one.colour, background=PAIRS[0].scene.background, motion=one.motion)
+        for one in (second, first)
+    ]
+    for blank in (replace(found[0], motion=None), Detection(shape=None, colour=None, background=None, motion=None)):
+        shown = (found[1], blank)
+        answer = Answer(PAIRS[0], shown, evaluation._right(shown, PAIRS[0].scene))
+        assert not answer.right["motion"] and not answer.right["all"]
+        by_motion = rates_by_value([answer], "motion")
+        assert first.motion != second.motion
+        assert (by_motion[first.motion].right, by_motion[second.motion].right) == (1, 0)
+        assert "motion          0.0%" in table([answer]) and "1 of 1" in table([answer])
 
 
 def test_a_sheet_fills_its_last_row_as_other_sheets_do(tmp_path: Path):
