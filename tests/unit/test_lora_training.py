@@ -112,8 +112,8 @@ def test_every_linear_layer_of_the_blocks_has_factors(model, tmp_path):
     lora = read_lora(tmp_path / "run" / "lora" / FILE)
     attention = [f"{attn}.{layer}" for attn in ("attn1", "attn2") for layer in ("to_q", "to_k", "to_v", "to_out.0")]
     layers = {f"blocks.{block}.{layer}" for block in range(2) for layer in (*attention, "ffn.net.0.proj", "ffn.net.2")}
-    assert lora.layers.keys() == layers
-    assert {factors.down.shape[0] for factors in lora.layers.values()} == {4}
+    assert {change.layer for change in lora.changes} == layers
+    assert {each.change.down.shape[0] for each in lora.changes} == {4}
 
 
 def checkpoint_of(folder):
