@@ -1,16 +1,20 @@
 """`dvgen info`: what a checkpoint or a video file holds."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dit_video.checkpoints.places import find_checkpoint
-from dit_video.errors import MediaError
+from dit_video.checkpoints.places import find_checkpoint, is_diffusers, is_model
+from dit_video.errors import CheckpointError, MediaError
 from dit_video.video.output import SUFFIXES
 from dvgen import console
+
+if TYPE_CHECKING:
+    from dit_video.checkpoints.parts import Part
 
 _FORMATS = {"mjpeg": "jpeg"}  # of pictures, where ffmpeg's name of the coding is another
 
@@ -19,21 +23,24 @@ def info(
     path: Annotated[
         str,
         typer.Argument(
-            metavar="PATH|NAME", help='A diffusers folder, a video or picture, or "default".', show_default=False
+            metavar="PATH|NAME",
+            help='A checkpoint (folder, file, or name such as "default"), a video or a picture.',
+            show_default=False,
         ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show what a checkpoint is and knows, from its headers alone, or the size and coding of a video or picture."""
-    facts = _video(Path(path)) if Path(path).is_file() else _checkpoint(path)
+    file = Path(path)
+    facts = _checkpoint(path) if not file.is_file() or is_model(file) else _video(file)
     console.result(json.dumps(facts, default=str) if as_json else _lines(facts))
 
 
 def _video(path: Path) -> dict[str, Any]:
     from dit_video.video.io import probe
 
-    if path.suffix.lower() in (".safetensors", ".json", ".toml", ".pt", ".bin", ".gguf"):
-        raise MediaError(f"{path}: is not a video ({', '.join(SUFFIXES)}) nor a checkpoint's folder; pass the folder.")
+    if path.suffix.lower() in (".json", ".toml"):
+        raise MediaError(f"{path}: is not a video ({', '.join(SUFFIXES)}) nor a checkpoint; pass the folder.")
     found = probe(path)
     if found.seconds is None:
         size = {"width": found.width, "height": found.height, "frames": found.frames}
@@ -42,16 +49,22 @@ def _video(path: Path) -> dict[str, Any]:
 
 
 def _checkpoint(name: str) -> dict[str, Any]:
-    find_checkpoint(name)  # a wrong name is said before torch loads
-    from dit_video.models import open_checkpoint
+    place = find_checkpoint(name)  # a wrong name is said before torch loads
+    from dit_video.models import contents, open_checkpoint
 
-    found = open_checkpoint(name)
+    try:
+        found = open_checkpoint(name)
+    except CheckpointError as error:
+        if is_diffusers(place):
+            raise
+        return _parts(place, contents(place)) | {"missing": str(error).removeprefix(f"{place}: ")}
     return {
         "path": str(found.path),
         "family": found.family,
         "layout": found.layout,
         "variant": found.variant,
         "components": {part: asdict(summary) for part, summary in found.components.items()},
+        "took": found.took,
         "transformer": asdict(found.dit),
         "grid": {"stride": found.grid.stride, "patch": found.grid.patch, "latent_channels": found.latent_channels},
         "boundary": found.boundary,
@@ -61,13 +74,26 @@ def _checkpoint(name: str) -> dict[str, Any]:
     }
 
 
+def _parts(place: Path, parts: "Mapping[str, Part]") -> dict[str, Any]:
+    """What is there of a model that is not whole."""
+    layouts = {part.layout.name for part in parts.values()}
+    return {
+        "path": str(place),
+        "family": "wan",
+        "layout": "/".join(sorted(layouts)),
+        "components": {kind: asdict(part.summary) for kind, part in parts.items()},
+    }
+
+
 def _lines(facts: dict[str, Any]) -> str:
     """The facts as text: one line each, lists of words joined, what is empty left out."""
     lines = []
     for key, value in facts.items():
-        if value is None or value is False or value == {}:
+        if value is None or value is False or value in ({}, ()):
             continue
-        if not isinstance(value, dict):
+        if key == "took":
+            lines += [f"{key:12} {part}" for part in value]
+        elif not isinstance(value, dict):
             lines.append(f"{key:12} {_text(value)}")
         elif key == "components":
             lines += [f"{part:12} {_weights(summary)}" for part, summary in value.items()]
@@ -84,7 +110,8 @@ def _weights(summary: dict[str, Any]) -> str:
     size, unit = summary["parameters"] / 1e6, "million"
     if size >= 1000:
         size, unit = size / 1000, "billion"
-    return f"{size:.3g} {unit} parameters, {'/'.join(summary['dtypes'])}, {summary['nbytes'] / 1e6:,.1f} MB"
+    dtypes = [dtype + " quantised" * (dtype in summary["quantised"]) for dtype in summary["dtypes"]]
+    return f"{size:.3g} {unit} parameters, {'/'.join(dtypes)}, {summary['nbytes'] / 1e6:,.1f} MB"
 
 
 def _pairs(values: dict[str, Any]) -> str:

@@ -7,13 +7,11 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
-from dit_video.checkpoints.files import read_json
-from dit_video.checkpoints.lora import Lora
-from dit_video.checkpoints.places import find_checkpoint
-from dit_video.errors import UsageError
+from dit_video.checkpoints.places import Named
 from dit_video.models.wan.defaults import PRESETS, RELEASES, TINY_DEFAULTS, Defaults
 from dit_video.video.output import check_file, check_video
-from dvgen import console, loras, options
+from dvgen import chosen, console, loras, options
+from dvgen.chosen import Chosen
 
 if TYPE_CHECKING:
     import torch
@@ -38,9 +36,7 @@ class Sampling:
     """Checked options; None leaves a value to the checkpoint."""
 
     negative: str | None
-    model: str
-    loras: tuple[Lora, ...]
-    random_weights: bool
+    model: Chosen
     preset: str | None
     steps: int | None
     solver: str | None
@@ -64,17 +60,7 @@ class Sampling:
         Raises:
             UsageError, CheckpointError: they do not fit, or there is no such model.
         """
-        if self.random_weights and self.model != "default":
-            raise UsageError(f"--random-weights and --model {self.model}: only one of the two can be given.")
-        if self.random_weights and self.loras:
-            given = f"--random-weights and {loras.given(self.loras[0])}"
-            raise UsageError(f"{given}: only one of the two can be given.")
-        if self.random_weights:
-            return {}
-        folder = find_checkpoint(self.model)
-        if len(self.guidance or ()) > 1 and not (read_json(folder / "model_index.json").get("boundary_ratio")):
-            _refuse_two_scales(self.guidance or ())
-        return read_json(folder / "dvgen.json") if (folder / "dvgen.json").is_file() else {}
+        return self.model.check(self.guidance)
 
     def rates(self, ours: dict[str, Any], fps: float | None) -> list[float]:
         """The frames per second of the clip: one, or those of all releases where the checkpoint must be opened to tell.
@@ -83,7 +69,7 @@ class Sampling:
         """
         if fps is not None:
             return [fps]
-        if self.random_weights:
+        if self.model.random:
             return [TINY_DEFAULTS.fps]
         fps = ours.get("fps")
         if isinstance(fps, int | float) and fps > 0:
@@ -98,16 +84,8 @@ class Sampling:
             check_file(self.save_latents, (".safetensors",), overwrite=self.overwrite, option="--save-latents")
 
     def open(self) -> "WanCheckpoint | RandomCheckpoint":
-        """The checkpoint. Raises CheckpointError."""
-        if self.random_weights:
-            from dit_video.models.wan.random import RandomCheckpoint
-
-            return RandomCheckpoint()
-        from dit_video.models import open_checkpoint
-
-        checkpoint = open_checkpoint(self.model)
-        loras.check_experts(self.loras, checkpoint.boundary)
-        return checkpoint.with_loras(self.loras)
+        """The checkpoint. Raises UsageError, CheckpointError."""
+        return self.model.open()
 
     def defaults(self, checkpoint: "WanCheckpoint | RandomCheckpoint") -> Defaults:
         """What to sample with where nothing else was asked for: the preset's settings over the checkpoint's."""
@@ -137,7 +115,7 @@ class Sampling:
         defaults = self.defaults(checkpoint)
         guidance = self.guidance or defaults.guidance
         if len(guidance) > 1 and checkpoint.boundary is None:
-            _refuse_two_scales(guidance)
+            chosen.refuse_two_scales(guidance)
         return Settings(
             steps=self.steps or defaults.steps,
             solver=self.solver or defaults.solver,
@@ -183,7 +161,7 @@ class Sampling:
         from dit_video.generate import Stages
 
         warn = self.warn(speaker)
-        loras.tell(checkpoint, speaker.note, warn)
+        chosen.tell(checkpoint, speaker.note, warn)
         self.tell_preset(checkpoint, speaker)
         return Stages(
             checkpoint,
@@ -224,9 +202,13 @@ def _options(
         Text, _sampling("--guidance", "F[,F]", "Scale, or high-noise,low-noise scales; 1 is none.")
     ] = None,
     guidance_interval: Annotated[Text, _sampling("--guidance-interval", "LOW,HIGH", "Noise levels to guide.")] = None,
-    model: Annotated[
-        str, _files("--model -m", "NAME|PATH", "A diffusers folder; the shipped model without.")
-    ] = "default",
+    model: Annotated[str, _files("--model -m", "NAME|PATH", chosen.MODEL_HELP)] = "default",
+    vae: Annotated[Path | None, _files("--vae", "FILE", f"The autoencoder {chosen.BESIDE}")] = None,
+    text_encoder: Annotated[Path | None, _files("--text-encoder", "FILE", f"The text encoder {chosen.BESIDE}")] = None,
+    image_encoder: Annotated[
+        Path | None, _files("--image-encoder", "FILE", f"The image encoder {chosen.BESIDE}")
+    ] = None,
+    high_noise: Annotated[Path | None, _files("--high-noise", "FILE", chosen.HIGH_NOISE_HELP)] = None,
     lora: Annotated[list[str] | None, _files("--lora", "FILE[:STRENGTH]", loras.HELP)] = None,
     lora_high: Annotated[list[str] | None, _files("--lora-high", "FILE[:STRENGTH]", loras.HIGH_HELP)] = None,
     lora_low: Annotated[list[str] | None, _files("--lora-low", "FILE[:STRENGTH]", loras.LOW_HELP)] = None,
@@ -248,13 +230,16 @@ def _options(
     given = options.given
     return Sampling(
         negative=given(negative, options.text),
-        model=model,
-        loras=(
-            *loras.parse(lora or []),
-            *loras.parse(lora_high or [], "transformer"),
-            *loras.parse(lora_low or [], "transformer_2"),
+        model=Chosen(
+            name=model,
+            named=Named(vae=vae, text_encoder=text_encoder, image_encoder=image_encoder, high_noise=high_noise),
+            loras=(
+                *loras.parse(lora or []),
+                *loras.parse(lora_high or [], "transformer"),
+                *loras.parse(lora_low or [], "transformer_2"),
+            ),
+            random=random_weights,
         ),
-        random_weights=random_weights,
         preset=given(preset, options.preset),
         steps=given(steps, options.steps),
         solver=given(solver, options.solver),
@@ -296,13 +281,6 @@ def with_sampling(*, without: Sequence[str] = ()) -> Callable[[Callable[..., Non
         return run
 
     return decorate
-
-
-def _refuse_two_scales(guidance: tuple[float, ...]) -> None:
-    text = ",".join(f"{scale:g}" for scale in guidance)
-    raise UsageError(
-        f"--guidance {text}: this model has one transformer and takes one scale; the nearest is {guidance[0]:g}."
-    )
 
 
 def what_it_takes(plan: "Plan", settings: "Settings", device: "torch.device", *, windows: int = 1) -> str:

@@ -53,24 +53,32 @@ class TensorInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Some tensors in figures: parameters, bytes on disk, and the dtypes in them (torch's names), most bytes first."""
+    """Some tensors in figures: parameters, bytes on disk, and the dtypes in them (torch's names), most bytes first.
+
+    quantised: those dtypes whose numbers stand for others, in blocks or with a scale beside them.
+    """
 
     parameters: int
     nbytes: int
     dtypes: tuple[str, ...]
+    quantised: tuple[str, ...] = ()
 
 
 def summarize(tensors: Iterable[TensorInfo]) -> Summary:
     """What `dvgen info` says about the files of one component."""
     tensors = list(tensors)
     share: dict[str, int] = {}
+    quantised = set()
     for tensor in tensors:
         dtype = _NAMES.get(tensor.dtype, tensor.dtype)
         share[dtype] = share.get(dtype, 0) + tensor.nbytes
+        if tensor.scale is not None or tensor.dtype not in BYTES:
+            quantised.add(dtype)
     return Summary(
         parameters=sum(tensor.numel for tensor in tensors),
         nbytes=sum(tensor.nbytes for tensor in tensors),
-        dtypes=tuple(sorted(share, key=lambda dtype: -share[dtype])),
+        dtypes=(dtypes := tuple(sorted(share, key=lambda dtype: -share[dtype]))),
+        quantised=tuple(dtype for dtype in dtypes if dtype in quantised),
     )
 
 

@@ -26,6 +26,23 @@ class Named:
     image_encoder: Path | None = None
     high_noise: Path | None = None
 
+    def check(self, model: Path) -> None:
+        """Refuses files that are not there or cannot be read, and any where the model is a diffusers folder.
+
+        Raises:
+            CheckpointError: so it is.
+        """
+        for part, file in vars(self).items():
+            if file is None:
+                continue
+            given = f"--{part.replace('_', '-')} {file}"
+            if not file.exists():
+                raise CheckpointError(f"{given}: there is no such file.")
+            if not file.is_file() or file.suffix.lower() not in SUFFIXES:
+                raise CheckpointError(f"{given}: must be a file that ends in {', '.join(SUFFIXES)}.")
+            if is_diffusers(model):
+                raise CheckpointError(f"{given}: the model {model} is a diffusers folder, which has all of its parts.")
+
 
 def find_checkpoint(name: str | Path | None = None) -> Path:
     """Where a checkpoint lies: a path, the name of one that ships ("default", also for None), or a cached one.

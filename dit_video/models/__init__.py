@@ -9,6 +9,7 @@ from dit_video.checkpoints.places import Named, find_checkpoint, is_diffusers
 from dit_video.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from dit_video.checkpoints.parts import Part
     from dit_video.models.wan.pipeline import WanCheckpoint
 
 FAMILIES = {"wan": "dit_video.models.wan.pipeline"}
@@ -37,3 +38,14 @@ def open_checkpoint(name: str | Path | None = None, named: Named | None = None) 
             )
         family = _PIPELINES[pipeline]
     return import_module(FAMILIES[family]).open_checkpoint(place, named)
+
+
+def contents(name: str | Path) -> "dict[str, Part]":
+    """The components of a file or an original folder by their kinds, also where they make no whole model.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or it belongs to no known family.
+    """
+    from dit_video.models.wan.release import contents
+
+    return contents(find_checkpoint(name))

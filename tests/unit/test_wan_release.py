@@ -174,7 +174,7 @@ def test_files_that_are_named(folder: Path, tmp_path: Path):
         open_checkpoint(tmp_path / "a" / "x.safetensors", Named(vae=text, text_encoder=text))
     with pytest.raises(CheckpointError, match="holds a vae and no transformer; pass the transformer's file as --model"):
         open_checkpoint(vae)
-    with pytest.raises(CheckpointError, match=r"was named for a part, and the diffusers folder .* has all of them"):
+    with pytest.raises(CheckpointError, match=r"--vae .*: the model .* is a diffusers folder"):
         open_checkpoint(folder, Named(vae=vae))
 
 

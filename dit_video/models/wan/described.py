@@ -26,7 +26,8 @@ class DescribedModel:
     boundary: the noise level from which up the first of two experts denoises; None where there is one transformer.
     components: parameters, bytes and dtypes of each part. known_frames: which frames it was trained to be given: "any",
     the "first", or "none"; or, of models that take them beside the noise and need them, a key of `known.BESIDE`. loras:
-    merged into the transformers while they are loaded.
+    merged into the transformers while they are loaded. took: what was found for parts that were not named, as
+    "part: file".
     """
 
     dit: DiTConfig
@@ -36,6 +37,7 @@ class DescribedModel:
     components: Mapping[str, Summary] = field(default_factory=dict)
     known_frames: str = "none"
     loras: tuple[Fitted, ...] = ()
+    took: tuple[str, ...] = ()
 
     @cached_property
     def grid(self) -> Grid:

@@ -32,8 +32,7 @@ class WanCheckpoint(DescribedModel):
     variant: a name in `variants.VARIANTS`, or "custom". parts: its transformers and its autoencoder as they are stored.
     experts: the configurations of the transformers where they differ from `dit`. images: that of the image encoder, if
     there is one. knows: for a model of a small world, the words it learnt, by kind. layout: the naming of the
-    transformer's tensors. took: what was found for parts that were not named, as "part: file".
-    tokenizer: where it lies, unless it is in the diffusers folder.
+    transformer's tensors. tokenizer: where it lies, unless it is in the diffusers folder.
     """
 
     path: Path
@@ -45,7 +44,6 @@ class WanCheckpoint(DescribedModel):
     knows: Mapping[str, list[str]] = field(default_factory=dict)
     family: str = "wan"
     layout: str = "diffusers"
-    took: tuple[str, ...] = ()
     tokenizer: Path | TensorInfo | None = None
 
     @classmethod
@@ -56,15 +54,13 @@ class WanCheckpoint(DescribedModel):
             CheckpointError: a file is missing or damaged, or the parts do not fit one another.
         """
         path, named = Path(path), named or Named()
+        named.check(path)
         if path.is_file() or (not is_diffusers(path) and is_model(path)):
             from dit_video.models.wan.release import open_release
 
             return open_release(path, named)
         from dit_video.models.wan.folder import open_folder
 
-        if named != Named():
-            given = next(str(file) for file in vars(named).values() if file)
-            raise CheckpointError(f"{given}: was named for a part, and the diffusers folder {path} has all of them.")
         return open_folder(path)
 
     def with_loras(self, loras: Sequence[Lora]) -> "WanCheckpoint":

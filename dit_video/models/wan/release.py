@@ -44,6 +44,7 @@ KINDS: Mapping[str, tuple[Layout, ...]] = {
     "text_encoder": TEXT_LAYOUTS,
 }
 _WEIGHTS = "diffusion_pytorch_model"
+_UNKNOWN = "is no model that is known; its tensors are not named as those of a Wan model are"
 _NOISE = {"transformer": "high_noise", "transformer_2": "low_noise"}
 _BOUNDARIES = {16: 0.875, 36: 0.9}  # of the A14B releases, by the channels that their experts take
 _TOKENIZERS = ("tokenizer", "google/umt5-xxl", "umt5-xxl")  # folders that may hold one
@@ -112,6 +113,19 @@ def open_release(path: Path, named: Named) -> WanCheckpoint:
     )
 
 
+def contents(path: Path) -> dict[str, Part]:
+    """The components of a file, or the transformers of an original folder, whether they make a whole model or not.
+
+    Raises:
+        CheckpointError: what is there is damaged, or none of it is known.
+    """
+    if path.is_dir():
+        return _from_folder(path).parts
+    if found := split(path, read_tensors(path), KINDS):
+        return found
+    raise CheckpointError(f"{path}: {_UNKNOWN}.")
+
+
 # Transformers.
 
 
@@ -168,7 +182,7 @@ def _transformer(where: Path, found: Mapping[str, Part]) -> Part:
         kind = next(iter(found))
         advice = f"pass the transformer's file as --model, and this one as {_OPTIONS[kind]}"
         raise CheckpointError(f"{where}: holds a {kind.replace('_', ' ')} and no transformer; {advice}.")
-    raise CheckpointError(f"{where}: is no model that is known; its tensors are not named as those of a Wan model are.")
+    raise CheckpointError(f"{where}: {_UNKNOWN}.")
 
 
 def _config(part: Part, file: Path | None = None) -> DiTConfig:

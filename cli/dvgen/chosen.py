@@ -1,0 +1,85 @@
+"""The model that a command line chooses: --model, the files of its parts, and the LoRAs merged into it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dit_video.checkpoints.files import read_json
+from dit_video.checkpoints.lora import Lora
+from dit_video.checkpoints.places import Named, find_checkpoint, is_diffusers
+from dit_video.errors import UsageError
+from dvgen import loras
+
+if TYPE_CHECKING:
+    from dit_video.models.wan.described import DescribedModel
+    from dit_video.models.wan.pipeline import WanCheckpoint
+    from dit_video.models.wan.random import RandomCheckpoint
+
+MODEL_HELP = "A folder, a file or a name, see `dvgen models`; the shipped model without."
+BESIDE = "of --model FILE; looked for beside it without."
+HIGH_NOISE_HELP = "The high-noise one of two transformers, where --model is the low-noise one."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """A model as it was given: its name, the files named for its parts, its LoRAs; or random weights instead."""
+
+    name: str
+    named: Named
+    loras: tuple[Lora, ...]
+    random: bool
+
+    def check(self, guidance: tuple[float, ...] | None) -> dict[str, Any]:
+        """Refuses what does not fit, before torch is imported; the contents of dvgen.json, if there is one.
+
+        Raises:
+            UsageError, CheckpointError: it does not fit, or there is no such model.
+        """
+        if self.random:
+            self._check_random()
+            return {}
+        place = find_checkpoint(self.name)
+        self.named.check(place)
+        if not is_diffusers(place):  # how many transformers there are is told by the headers of all files
+            return {}
+        if len(guidance or ()) > 1 and not read_json(place / "model_index.json").get("boundary_ratio"):
+            refuse_two_scales(guidance or ())
+        return read_json(place / "dvgen.json") if (place / "dvgen.json").is_file() else {}
+
+    def _check_random(self) -> None:
+        given = None
+        if self.name != "default":
+            given = f"--model {self.name}"
+        elif self.loras:
+            given = loras.given(self.loras[0])
+        elif files := [(part, file) for part, file in vars(self.named).items() if file]:
+            given = f"--{files[0][0].replace('_', '-')} {files[0][1]}"
+        if given:
+            raise UsageError(f"--random-weights and {given}: only one of the two can be given.")
+
+    def open(self) -> "WanCheckpoint | RandomCheckpoint":
+        """The checkpoint, its LoRAs fitted. Raises UsageError, CheckpointError."""
+        if self.random:
+            from dit_video.models.wan.random import RandomCheckpoint
+
+            return RandomCheckpoint()
+        from dit_video.models import open_checkpoint
+
+        checkpoint = open_checkpoint(self.name, self.named)
+        loras.check_experts(self.loras, checkpoint.boundary)
+        return checkpoint.with_loras(self.loras)
+
+
+def tell(checkpoint: "DescribedModel", note: Callable[[str], None], warn: Callable[[str], None]) -> None:
+    """Say what was found for parts that were not named, what is merged into what, and warn of what is not."""
+    for part in checkpoint.took:
+        note(f"took {part}")
+    loras.tell(checkpoint, note, warn)
+
+
+def refuse_two_scales(guidance: tuple[float, ...]) -> None:
+    """Raises UsageError: a model with one transformer takes one scale."""
+    text = ",".join(f"{scale:g}" for scale in guidance)
+    raise UsageError(
+        f"--guidance {text}: this model has one transformer and takes one scale; the nearest is {guidance[0]:g}."
+    )
