@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -127,7 +128,8 @@ class Stages:
 
     seconds: time spent so far on "load", "text", "encode", "denoise" and "decode". forwards: clips put through the
     transformer so far, counted by the transformer itself. readings, embeds: of the prompts so far, each read once.
-    note and warn: where sentences go that may, and that should not, be left out when little is to be said.
+    keep_layers: of the parts whose layers are streamed, how many stay in memory, see `Plan`. note and warn: where
+    sentences go that may, and that should not, be left out when little is to be said.
     """
 
     def __init__(
@@ -137,11 +139,13 @@ class Stages:
         dtype: torch.dtype,
         device: torch.device,
         keep: bool = False,
+        keep_layers: Mapping[str, int] | None = None,
         progress: Progress = _silent,
         note: Note = _silent,
         warn: Note = _silent,
     ) -> None:
         self.checkpoint, self.dtype, self.device, self.keep = checkpoint, dtype, device, keep
+        self.keep_layers = dict(keep_layers or {})
         self.progress, self.note, self.warn = progress, note, warn
         self.seconds: dict[str, float] = defaultdict(float)
         self.readings: dict[str, Reading] = {}
@@ -152,7 +156,7 @@ class Stages:
     @property
     def text(self) -> "TextEncoder":
         """The text encoder."""
-        return self._stage("text encoder", self.checkpoint.load_text)
+        return self._stage("text encoder", partial(self.checkpoint.load_text, **self._streamed("text_encoder")))
 
     @property
     def images(self) -> "ImageEncoder":
@@ -166,7 +170,11 @@ class Stages:
 
     def dit(self, which: str = "transformer") -> "WanDiT":
         """The transformer, or "transformer_2", the low-noise expert."""
-        return self._stage(which, lambda **where: self.checkpoint.load_dit(which, **where))
+        return self._stage(which, partial(self.checkpoint.load_dit, which, **self._streamed(which)))
+
+    def _streamed(self, part: str) -> dict[str, Any]:
+        """What a stage is loaded with beside its place; only checkpoints of files know of it."""
+        return {"keep": self.keep_layers[part]} if part in self.keep_layers else {}
 
     def _stage(self, name: str, load: Callable[..., Any]) -> Any:
         if name not in self._loaded:

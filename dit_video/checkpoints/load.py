@@ -3,7 +3,8 @@
 Nothing is read before everything fits, and nothing is kept twice: a tensor of the right dtype stays a map of its file.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from dit_video.checkpoints.files import save_tensors, some
 from dit_video.checkpoints.headers import FLOATS, TensorInfo
 from dit_video.checkpoints.keymap import Layout
 from dit_video.checkpoints.stored import Stored, loadable
+from dit_video.checkpoints.stream import StoredRows, Stream, copied, install, install_rows
 from dit_video.errors import CheckpointError
 
 M = TypeVar("M", bound=nn.Module)
@@ -39,6 +41,7 @@ def load_into(
     device: torch.device | str = "cpu",
     float32_names: Callable[[str], bool] = lambda name: False,
     change: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor,
+    stream: Stream | None = None,
 ) -> M:
     """The module that `build` makes, with the tensors of a checkpoint as its parameters, ready for inference.
 
@@ -49,6 +52,7 @@ def load_into(
         dtype: of the parameters and persistent buffers.
         float32_names: names (the module's) that are float32 whatever `dtype` is.
         change: what a tensor becomes, by its name (the module's), on the device, before it is cast.
+        stream: layers whose weights are read again each time their turn comes, instead of now.
 
     Raises:
         CheckpointError: a tensor is missing, unexpected, mis-shaped, of a dtype that is not a float, or unreadable.
@@ -57,19 +61,44 @@ def load_into(
         module = build()
     twins = _twins(module)
     sources = _match(module, tensors, layout, twins)
-    for file, group in groupby(sorted(sources.items(), key=lambda item: item[1].file), key=lambda item: item[1].file):
-        with Stored(file) as stored:
-            for name, info in group:
-                target = torch.float32 if float32_names(name) else dtype
-                tensor = change(name, stored.get(info).to(device)).to(target)
-                for each in (name, *(twin for twin, first in twins.items() if first == name)):
-                    _assign(module, each, tensor)
+    reader = _Reader(dtype, torch.device(device), float32_names, change)
+    now = sources
+    if stream is not None:
+        now = install(module, stream, sources, reader.read)
+    if stream is not None and stream.rows is not None:
+        weight = f"{stream.rows}.weight"
+        install_rows(module, _names(weight, twins), StoredRows(now.pop(weight), dtype, reader.device))
+    for name, tensor in reader.read(now):
+        if stream is not None and name.startswith(stream.layers):
+            tensor = copied(tensor)  # what is kept must not be a map that the system drops while others are read
+        parameter = nn.Parameter(tensor, requires_grad=False)
+        for each in _names(name, twins):
+            _assign(module, each, parameter)
     for name, value in [*module.named_parameters(), *module.named_buffers()]:
-        if value.is_meta:
+        if value.is_meta and name not in sources:
             raise CheckpointError(f"{name}: no tensor of the checkpoint gives it a value.")
         if name not in sources:  # a buffer that is not persistent: computed when the module was built
             _assign(module, name, value.to(device))
     return module.eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Tensors of files as a module's parameters, see `load_into`."""
+
+    dtype: torch.dtype
+    device: torch.device
+    float32_names: Callable[[str], bool]
+    change: Callable[[str, Tensor], Tensor]
+
+    def read(self, sources: Mapping[str, TensorInfo]) -> Iterator[tuple[str, Tensor]]:
+        """Each tensor by our name; of one that stays as it is stored, on the CPU, a map of the file."""
+        by_file = sorted(sources.items(), key=lambda item: item[1].file)
+        for file, group in groupby(by_file, key=lambda item: item[1].file):
+            with Stored(file) as stored:
+                for name, info in group:
+                    target = torch.float32 if self.float32_names(name) else self.dtype
+                    yield name, self.change(name, stored.get(info, self.device)).to(target)
 
 
 def save_model(module: nn.Module, file: Path, layout: Layout, dtype: torch.dtype | None = None) -> None:
@@ -87,6 +116,11 @@ def _twins(module: nn.Module) -> dict[str, str]:
     first: dict[int, str] = {}
     named = module.named_parameters(remove_duplicate=False)
     return {name: first[id(p)] for name, p in named if first.setdefault(id(p), name) != name}
+
+
+def _names(name: str, twins: Mapping[str, str]) -> list[str]:
+    """All names of a parameter."""
+    return [name, *(twin for twin, first in twins.items() if first == name)]
 
 
 def _match(
@@ -123,6 +157,7 @@ def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
     path, _, leaf = name.rpartition(".")
     owner = module.get_submodule(path)
     if leaf in owner._parameters:
-        owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+        assert isinstance(tensor, nn.Parameter)  # one for all of its names
+        owner._parameters[leaf] = tensor
     else:
-        owner._buffers[leaf] = tensor
+        owner._buffers[leaf] = tensor.detach()

@@ -3,6 +3,7 @@
 One file may hold a transformer alone, or a transformer, a text encoder and an autoencoder, each behind a prefix.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +29,15 @@ class Part:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of its tensors by our names. Raises CheckpointError for a name that the layout does not have."""
         return {self.layout.to_ours(name): info.shape for name, info in self.tensors.items()}
+
+    def layers(self, name: str) -> dict[str, int]:
+        """The parameters of each layer of a list, by its number; name: ours of the list."""
+        found: dict[str, int] = {}
+        for ours, shape in self.shapes.items():
+            if ours.startswith(f"{name}."):
+                number = ours[len(name) + 1 :].partition(".")[0]
+                found[number] = found.get(number, 0) + math.prod(shape)
+        return found
 
     @property
     def summary(self) -> Summary:

@@ -25,6 +25,7 @@ from dit_video.errors import CheckpointError
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
+    from numpy import ndarray
 
 SAFETENSORS = (".safetensors", ".sft")
 PICKLES = (".pth", ".pt", ".bin")
@@ -60,9 +61,10 @@ class Stored:
     def __init__(self, file: Path) -> None:
         self.file = file
         self._close: Callable[..., Any] = lambda *_: None
+        self._read_rows: Callable[[str, Tensor], Tensor] = lambda name, index: self._read(name)[index]
         kind = file.suffix.lower()
         if kind == ".gguf":
-            self._read = _gguf_tensors(file)
+            self._read, self._read_rows = _gguf_tensors(file)
         elif kind in PICKLES:
             self._read = _pickled(*_stamp(file)).__getitem__
         else:
@@ -80,16 +82,29 @@ class Stored:
     ) -> None:
         self._close(kind, error, trace)
 
-    def get(self, info: TensorInfo) -> Tensor:
-        """A tensor of this file on the CPU: a map of the file where it is stored as it is, float32 if it is quantised.
+    def get(self, info: TensorInfo, device: torch.device | str = "cpu") -> Tensor:
+        """A tensor of this file: on the CPU a map of the file where it is stored as it is, float32 if it is quantised.
 
         Raises:
             CheckpointError: it cannot be read.
         """
-        tensor = self._get(info)
+        tensor = self._get(info).to(device)
         if info.scale is None:
             return tensor
-        return scaled(tensor, self._get(info.scale))
+        return scaled(tensor, self._get(info.scale).to(device))
+
+    def rows(self, info: TensorInfo, index: Tensor) -> Tensor:
+        """Rows (n, in) of a matrix (out, in) of this file, and nothing else of it, as `get` gives them.
+
+        Raises:
+            CheckpointError: they cannot be read.
+        """
+        with self._explained():
+            rows = self._read_rows(info.name, index).reshape(len(index), *info.shape[1:])
+            if info.scale is None:
+                return rows
+            scale = self._get(info.scale)
+            return scaled(rows, scale if scale.numel() == 1 else scale[index * len(scale) // info.shape[0]])
 
     def _get(self, info: TensorInfo) -> Tensor:
         with self._explained():
@@ -219,21 +234,25 @@ def _describe_gguf(file: Path) -> dict[str, TensorInfo]:
     return tensors
 
 
-def _gguf_tensors(file: Path) -> Callable[[str], Tensor]:
+def _gguf_tensors(file: Path) -> tuple[Callable[[str], Tensor], Callable[[str, Tensor], Tensor]]:
+    """What reads a tensor, and what reads some of its rows."""
     from gguf import GGMLQuantizationType, dequantize
 
     plain = (GGMLQuantizationType.F32, GGMLQuantizationType.F16)
     by_name = {tensor.name: tensor for tensor in _gguf(*_stamp(file)).tensors}
 
-    def read(name: str) -> Tensor:
-        tensor = by_name[name]
-        if tensor.tensor_type == GGMLQuantizationType.BF16:
-            return torch.from_numpy(tensor.data.view("int16")).view(torch.bfloat16)
-        if tensor.tensor_type in plain:
-            return torch.from_numpy(tensor.data)
-        return torch.from_numpy(dequantize(tensor.data, tensor.tensor_type))
+    def numbers(kind: GGMLQuantizationType, data: "ndarray") -> Tensor:
+        if kind == GGMLQuantizationType.BF16:
+            return torch.from_numpy(data.view("int16")).view(torch.bfloat16)
+        return torch.from_numpy(data if kind in plain else dequantize(data, kind))
 
-    return read
+    def read(name: str) -> Tensor:
+        return numbers(by_name[name].tensor_type, by_name[name].data)
+
+    def read_rows(name: str, index: Tensor) -> Tensor:
+        return numbers(by_name[name].tensor_type, by_name[name].data[index.numpy()])
+
+    return read, read_rows
 
 
 def loadable(info: TensorInfo) -> bool:

@@ -1,13 +1,12 @@
-"""Text encoders of diffusers folders: UMT5 and T5 through transformers, tokenised by the folder's own tokenizer file.
+"""Text encoders: UMT5 and T5 through transformers, tokenised by the tokenizer file that comes with them.
 
 transformers and ftfy are imported when they are first used: together they take seconds, which `--help` must not.
 """
 
 import html
-import json
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +16,14 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor
 
+from dit_video.checkpoints.files import read_headers, read_json
 from dit_video.checkpoints.headers import TensorInfo
 from dit_video.checkpoints.load import load_into
 from dit_video.checkpoints.parts import Part
 from dit_video.checkpoints.stored import read_tensor
+from dit_video.checkpoints.stream import Stream
 from dit_video.errors import CheckpointError
-from dit_video.text.layouts import text_config
+from dit_video.text.layouts import TRANSFORMERS, text_config, text_part
 from dit_video.text.spiece import parse_sentencepiece, read_gguf_tokenizer, read_sentencepiece
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
 
 MAX_LENGTH = 512  # of Wan, special tokens included
+LAYERS = "encoder.block"  # the name of the list of its layers
 
 
 def clean_prompt(text: str) -> str:
@@ -47,8 +49,15 @@ def clean_prompt(text: str) -> str:
 class TextEncoder:
     """A tokenizer and an encoder: prompts in, one embedding per token out."""
 
-    def __init__(self, module: "UMT5EncoderModel | T5EncoderModel", tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        module: "UMT5EncoderModel | T5EncoderModel",
+        tokenizer: Tokenizer,
+        device: torch.device | str | None = None,
+    ) -> None:
+        """device: where it computes, if its weights are not all there to tell."""
         self.module = module.eval().requires_grad_(False)
+        self.device = module.device if device is None else torch.device(device)
         self.tokenizer = tokenizer
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
@@ -63,20 +72,28 @@ class TextEncoder:
             CheckpointError: a file is missing or damaged, the encoder is neither UMT5 nor T5, or its tensors do not
                 fit the configuration.
         """
-        tokenizer = load_tokenizer(tokenizer_dir)
-        return cls(_load_module(text_encoder_dir, dtype).to(device), tokenizer)
+        part, tokenizer = folder_part(text_encoder_dir), load_tokenizer(tokenizer_dir)
+        return cls.from_part(part, tokenizer, dtype=dtype, device=device)
 
     @classmethod
     def from_part(
-        cls, part: Part, tokenizer: Tokenizer, *, dtype: torch.dtype, device: torch.device | str = "cpu"
+        cls,
+        part: Part,
+        tokenizer: Tokenizer,
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        keep: int | None = None,
     ) -> "TextEncoder":
-        """The encoder of a file in any layout, see `text.layouts`.
+        """The encoder of a file in any layout, see `text.layouts`, or of a folder with a config.json.
+
+        keep: how many of its layers stay in memory while the others are streamed; None for all.
 
         Raises:
             CheckpointError: a tensor is missing, unexpected or mis-shaped, or cannot be read.
         """
-        fields = text_config(part)
-        module_class, config = _encoder_class(fields.pop("model_type"), part.where, **fields)
+        fields = read_json(part.where / "config.json") if part.where.is_dir() else text_config(part)
+        module_class, config = _encoder_class(fields, part.where)
         in_float32 = tuple(module_class._keep_in_fp32_modules or ()) if dtype == torch.float16 else ()
         with quiet_transformers():
             module = load_into(
@@ -86,8 +103,9 @@ class TextEncoder:
                 dtype=dtype,
                 device=device,
                 float32_names=lambda name: any(word in name.split(".") for word in in_float32),
+                stream=None if keep is None else Stream(LAYERS, keep=keep, rows="shared"),
             )
-        return cls(module, tokenizer)
+        return cls(module, tokenizer, device)
 
     def token_ids(self, prompt: str, max_length: int = MAX_LENGTH) -> list[int]:
         """The 1 to `max_length` token ids of a cleaned prompt; a longer one is cut before the closing `</s>`."""
@@ -105,7 +123,7 @@ class TextEncoder:
         """
         embeddings = {}
         for prompt in dict.fromkeys(prompts):
-            ids = torch.tensor([self.token_ids(prompt, max_length)], device=self.module.device)
+            ids = torch.tensor([self.token_ids(prompt, max_length)], device=self.device)
             embeddings[prompt] = self.module(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0]
         return [embeddings[prompt] for prompt in prompts]
 
@@ -153,45 +171,38 @@ def load_tokenizer(source: Path | TensorInfo) -> Tokenizer:
     raise CheckpointError(f"{source}: holds neither tokenizer.json nor spiece.model.")
 
 
-def _load_module(folder: Path, dtype: torch.dtype) -> Any:
-    """The encoder half of a T5-like model, its tensors read from safetensors straight into `dtype`."""
-    config = folder / "config.json"
-    if not config.is_file():
-        raise CheckpointError(f"{folder}: holds no config.json.")
-    if not any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
-        raise CheckpointError(f"{folder}: holds neither model.safetensors nor model.safetensors.index.json.")
-    try:
-        kind = json.loads(config.read_text()).get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{config}: not a JSON object ({error}).") from error
-    module_class, _ = _encoder_class(kind, config)
-    with quiet_transformers():
-        try:
-            module, report = module_class.from_pretrained(
-                folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
-            )
-        except Exception as error:  # transformers, tokenizers and safetensors share no base class
-            raise CheckpointError(f"{folder}: the text encoder cannot be loaded ({error}).") from error
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if names := sorted(map(str, report[problem])):
-            raise CheckpointError(f"{folder}: {len(names)} {problem.replace('_', ' ')}, the first is {names[0]}.")
-    return module
+def folder_part(folder: Path) -> Part:
+    """The encoder in a folder of transformers.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    read_json(folder / "config.json")
+    return text_part(Part(where=folder, layout=TRANSFORMERS, tensors=read_headers(folder, "model"))).part
 
 
-def _encoder_class(kind: str | None, where: Path, **fields: Any) -> tuple[Any, Any]:
-    """transformers' module of a kind, and its configuration with these fields."""
+def _encoder_class(fields: Mapping[str, Any], where: Path) -> tuple[Any, Any]:
+    """transformers' module of a kind, and its configuration, by the fields of its config.json."""
+    kind = fields.get("model_type")
     # the submodules, not the package's top: its lazy imports look at every installed backend first
     if kind == "umt5":
         from transformers.models.umt5.configuration_umt5 import UMT5Config
         from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
 
-        return UMT5EncoderModel, UMT5Config(**fields)
+        return UMT5EncoderModel, _config(UMT5Config, fields, where)
     if kind == "t5":
         from transformers.models.t5.configuration_t5 import T5Config
         from transformers.models.t5.modeling_t5 import T5EncoderModel
 
-        return T5EncoderModel, T5Config(**fields)
+        return T5EncoderModel, _config(T5Config, fields, where)
     raise CheckpointError(f"{where}: model_type {kind!r}: the text encoder must be umt5 or t5.")
+
+
+def _config(kind: Any, fields: Mapping[str, Any], where: Path) -> Any:
+    try:
+        return kind.from_dict(dict(fields))
+    except Exception as error:  # each field is checked in a way of its own
+        raise CheckpointError(f"{where}: its configuration is not one of a text encoder ({error}).") from error
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from dit_video.nn.attention import attention
 from dit_video.nn.packing import Pack, make_pack, pack_tokens, unpack_tokens
 from dit_video.nn.patch import Size3, patchify, token_grid, unpatchify
 from dit_video.nn.rope import rms_norm_rotate
+from dit_video.nn.streaming import layers_with
 
 Pair = tuple[Tensor, Tensor]  # of keys and values
 
@@ -327,7 +328,8 @@ class WanDiT(nn.Module):
         rows = longest + (rest > 0)
         padded = torch.stack([F.pad(embed, (0, 0, 0, rows - len(embed))) for embed in embeds])  # (P, S, text_dim)
         text = self.text_embedding(padded.to(weight.device, product_dtype(weight)))  # (P, S, D)
-        pairs = [cast(Block, block).cross_attn.text_keys(text) for block in self.blocks]
+        blocks = layers_with(self.blocks, *(f"cross_attn.{name}." for name in ("k", "v", "norm_k")))
+        pairs = [cast(Block, block).cross_attn.text_keys(text) for block in blocks]
         bias = torch.zeros(rows, device=weight.device)
         if rest > 0:
             bias[-1] = math.log(rest)
@@ -342,7 +344,8 @@ class WanDiT(nn.Module):
         """
         weight = self.patch_embedding.weight
         rows = self.img_emb(torch.stack(list(images)).to(weight.device, product_dtype(weight)))  # (I, R, D)
-        pairs = [cast(Block, block).cross_attn.image_keys(rows) for block in self.blocks]
+        blocks = layers_with(self.blocks, *(f"cross_attn.{name}." for name in ("k_img", "v_img", "norm_k_img")))
+        pairs = [cast(Block, block).cross_attn.image_keys(rows) for block in blocks]
         return ImageKeys(tuple(keys for keys, _ in pairs), tuple(values for _, values in pairs))
 
     def embed_timesteps(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:

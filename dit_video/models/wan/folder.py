@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dit_video.checkpoints.files import read_headers, read_json, replacing_folder, write_json
-from dit_video.checkpoints.headers import TensorInfo, summarize
+from dit_video.checkpoints.headers import TensorInfo
 from dit_video.checkpoints.keymap import detect
 from dit_video.checkpoints.load import save_model
 from dit_video.checkpoints.parts import Part
@@ -30,6 +30,7 @@ from dit_video.models.wan.vae import WanVAE
 from dit_video.models.wan.vae_layouts import diffusers_config, diffusers_layout, from_diffusers_config
 from dit_video.models.wan.variants import VARIANTS
 from dit_video.shapes import parse_size
+from dit_video.text.encoders import folder_part
 from dit_video.text.images import IMAGE_LAYOUTS, ImageConfig, Preparation, image_config_of, preparation_of
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def open_folder(path: Path) -> WanCheckpoint:
         parts["image_encoder"] = Part(
             where=path / "image_encoder", layout=detect(tensors, IMAGE_LAYOUTS), tensors=tensors
         )
-    components = {name: part.summary for name, part in parts.items()}
+    parts["text_encoder"] = folder_part(path / "text_encoder")
     variant = variant_of(dit, vae, boundary, path)
     defaults, knows = _defaults(path, variant)
     expand_timesteps = bool(index.get("expand_timesteps"))
@@ -106,7 +107,8 @@ def open_folder(path: Path) -> WanCheckpoint:
         parts=parts,
         experts={part: config_from_diffusers(read_json(path / part / "config.json")) for part in experts},
         images=images,
-        components=components | {"text_encoder": summarize(_headers(path, "text_encoder").values())},
+        components={name: part.summary for name, part in parts.items()},
+        tokenizer=path / "tokenizer",
         defaults=defaults,
         boundary=boundary,
         expand_timesteps=expand_timesteps,

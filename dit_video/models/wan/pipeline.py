@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -12,14 +12,18 @@ from dit_video.checkpoints.load import load_into
 from dit_video.checkpoints.lora import Lora, fit, merged
 from dit_video.checkpoints.parts import Part
 from dit_video.checkpoints.places import Named, is_diffusers, is_model
+from dit_video.checkpoints.stream import Stream
 from dit_video.errors import CheckpointError
 from dit_video.models.wan.described import DescribedModel
 from dit_video.models.wan.dit import DiTConfig, WanDiT
 from dit_video.models.wan.layouts import LAYOUTS
 from dit_video.models.wan.vae import VAEConfig, WanVAE
 from dit_video.models.wan.variants import VARIANTS
-from dit_video.text.encoders import TextEncoder, load_tokenizer
+from dit_video.text.encoders import LAYERS, TextEncoder, load_tokenizer
 from dit_video.text.images import ImageConfig, ImageEncoder, load_image_encoder
+
+STREAMED = {"transformer": "blocks", "transformer_2": "blocks", "text_encoder": LAYERS}
+"""The parts whose layers can be streamed, and our name of the list of them."""
 
 # What the model computes in float32 whatever its dtype keeps its full values, of checkpoints that have them.
 _FLOAT32 = ("time_embedding.", "time_projection.", "head.", "modulation", "norm", "img_emb.proj.0.", "img_emb.proj.4.")
@@ -32,7 +36,7 @@ class WanCheckpoint(DescribedModel):
     variant: a name in `variants.VARIANTS`, or "custom". parts: its transformers and its autoencoder as they are stored.
     experts: the configurations of the transformers where they differ from `dit`. images: that of the image encoder, if
     there is one. knows: for a model of a small world, the words it learnt, by kind. layout: the naming of the
-    transformer's tensors. tokenizer: where it lies, unless it is in the diffusers folder.
+    transformer's tensors. tokenizer: its folder, its GGUF file, or the tensor that holds it.
     """
 
     path: Path
@@ -44,7 +48,7 @@ class WanCheckpoint(DescribedModel):
     knows: Mapping[str, list[str]] = field(default_factory=dict)
     family: str = "wan"
     layout: str = "diffusers"
-    tokenizer: Path | TensorInfo | None = None
+    tokenizer: Path | TensorInfo
 
     @classmethod
     def open(cls, path: Path | str, named: Named | None = None) -> "WanCheckpoint":
@@ -74,13 +78,22 @@ class WanCheckpoint(DescribedModel):
         shapes = {name: part.shapes for name, part in self.parts.items() if name.startswith("transformer")}
         return replace(self, loras=fit(loras, shapes, LAYOUTS))
 
-    def load_text(self, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> TextEncoder:
-        """The text encoder and its tokenizer. Raises CheckpointError."""
-        if self.tokenizer is None:
-            folders = self.path / "text_encoder", self.path / "tokenizer"
-            return TextEncoder.from_folder(*folders, dtype=dtype, device=device)
+    @cached_property
+    def blocks(self) -> Mapping[str, tuple[int, int]]:
+        """Of the parts whose layers can be streamed: how many layers, and the parameters of the largest."""
+        found = {}
+        for name, part in self.parts.items():
+            if name in STREAMED:
+                sizes = part.layers(STREAMED[name])
+                found[name] = len(sizes), max(sizes.values(), default=0)
+        return found
+
+    def load_text(
+        self, *, dtype: torch.dtype, device: torch.device | str = "cpu", keep: int | None = None
+    ) -> TextEncoder:
+        """The text encoder and its tokenizer; keep: see `TextEncoder.from_part`. Raises CheckpointError."""
         tokenizer = load_tokenizer(self.tokenizer)
-        return TextEncoder.from_part(self.parts["text_encoder"], tokenizer, dtype=dtype, device=device)
+        return TextEncoder.from_part(self.parts["text_encoder"], tokenizer, dtype=dtype, device=device, keep=keep)
 
     def load_images(self, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> ImageEncoder:
         """The image encoder. Raises CheckpointError."""
@@ -88,8 +101,21 @@ class WanCheckpoint(DescribedModel):
             return super().load_images(dtype=dtype, device=device)
         return load_image_encoder(self.parts["image_encoder"].tensors, self.images, dtype=dtype, device=device)
 
-    def load_dit(self, which: str = "transformer", *, dtype: torch.dtype, device: torch.device | str = "cpu") -> WanDiT:
-        """The transformer, or "transformer_2", the low-noise expert. Raises CheckpointError."""
+    def load_dit(
+        self,
+        which: str = "transformer",
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        keep: int | None = None,
+    ) -> WanDiT:
+        """The transformer, or "transformer_2", the low-noise expert.
+
+        keep: how many of its blocks stay in memory while the others are streamed; None for all.
+
+        Raises:
+            CheckpointError: it does not fit its configuration, or cannot be read.
+        """
         part = self.parts[which]
         return load_into(
             lambda: WanDiT(self.experts.get(which, self.dit)),
@@ -99,6 +125,7 @@ class WanCheckpoint(DescribedModel):
             device=device,
             float32_names=lambda name: any(part in name for part in _FLOAT32),
             change=partial(merged, self.loras, which),
+            stream=None if keep is None else Stream(STREAMED[which], keep=keep),
         )
 
     def load_vae(self, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> WanVAE:

@@ -1,0 +1,100 @@
+"""Weights that stay in their files until they are needed: layers of a model that is larger than the memory for it."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dit_video.checkpoints.headers import TensorInfo
+from dit_video.checkpoints.stored import Stored
+from dit_video.nn.streaming import Slot, StreamedList, spread
+
+ALIGNMENT = 64  # bytes, of what torch allocates
+
+Read = Callable[[Mapping[str, TensorInfo]], Iterator[tuple[str, Tensor]]]  # tensors by our names, ready for the module
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What of a module is read only when it is needed.
+
+    layers: the name of the list of layers that are streamed. keep: how many of them stay in memory. rows: the name of
+    an embedding whose rows are read one by one, from wherever else in the module it is found too.
+    """
+
+    layers: str
+    keep: int = 0
+    rows: str | None = None
+
+
+class StoredRows(nn.Module):
+    """An embedding whose rows stay in the file."""
+
+    def __init__(self, info: TensorInfo, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.info, self.dtype, self.device = info, dtype, device
+
+    def forward(self, index: Tensor) -> Tensor:
+        """Numbers of rows (...) to rows (..., width). Raises CheckpointError when the file cannot be read."""
+        with Stored(self.info.file) as stored:
+            rows = stored.rows(self.info, index.flatten().cpu())
+        return rows.to(self.device, self.dtype).unflatten(0, index.shape)
+
+
+def install(module: nn.Module, stream: Stream, sources: Mapping[str, TensorInfo], read: Read) -> dict[str, TensorInfo]:
+    """Puts layers in a module that read their weights themselves; what is left to be read now, for those that stay.
+
+    sources: the module's tensors by its names.
+    """
+    path, _, leaf = stream.layers.rpartition(".")
+    owner = module.get_submodule(path)
+    layers = owner.get_submodule(leaf)
+    assert isinstance(layers, nn.ModuleList)
+    kept = spread(len(layers), stream.keep)
+    of_layers = [_under(f"{stream.layers}.{index}.", sources) for index in range(len(layers))]
+
+    def fill(index: int, slot: Slot, names: Collection[str]) -> Slot:
+        prefix = f"{stream.layers}.{index}."
+        wanted = of_layers[index]
+        if names:
+            wanted = {name: info for name, info in wanted.items() if name[len(prefix) :].startswith(tuple(names))}
+        return {name[len(prefix) :]: copied(tensor, slot.get(name[len(prefix) :])) for name, tensor in read(wanted)}
+
+    setattr(owner, leaf, StreamedList(layers, fill, kept))
+    later = {name for index, some in enumerate(of_layers) if index not in kept for name in some}
+    return {name: info for name, info in sources.items() if name not in later}
+
+
+def install_rows(module: nn.Module, names: Collection[str], rows: StoredRows) -> None:
+    """Puts an embedding in a module wherever it is found, by the names of its weight there."""
+    for name in names:
+        path, _, leaf = name.removesuffix(".weight").rpartition(".")
+        setattr(module.get_submodule(path), leaf, rows)
+
+
+def _under(prefix: str, sources: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+    return {name: info for name, info in sources.items() if name.startswith(prefix)}
+
+
+def copied(tensor: Tensor, memory: Tensor | None = None) -> Tensor:
+    """A tensor, which may be a map of a file, in memory that is there already if it is like it, else in new memory.
+
+    It begins as far behind a multiple of `ALIGNMENT` bytes as the tensor does: products of matrices are summed in
+    another order where that differs, and streamed layers give the same bits as those that are maps.
+    """
+    if memory is None or (memory.shape, memory.dtype, _behind(memory)) != (tensor.shape, tensor.dtype, _behind(tensor)):
+        memory = _new_like(tensor)
+    return memory.copy_(tensor, non_blocking=True)
+
+
+def _behind(tensor: Tensor) -> int:
+    return tensor.data_ptr() % ALIGNMENT if tensor.device.type == "cpu" else 0
+
+
+def _new_like(tensor: Tensor) -> Tensor:
+    if not _behind(tensor):
+        return torch.empty_like(tensor)
+    room = torch.empty(tensor.nbytes + ALIGNMENT, dtype=torch.uint8)
+    begin = (tensor.data_ptr() - room.data_ptr()) % ALIGNMENT
+    return room[begin : begin + tensor.nbytes].view(tensor.dtype).view(tensor.shape)

@@ -1,0 +1,193 @@
+"""Layers that are read when their turn comes: the same numbers, in less memory, whatever the order of things."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from dit_video.checkpoints.stored import Stored, describe
+from dit_video.errors import CheckpointError
+from dit_video.generate import Clip, Settings, Stages, sample_latents
+from dit_video.models import open_checkpoint
+from dit_video.nn.streaming import Slot, StreamedList, layers_with, spread
+from dit_video.shapes import VideoShape
+from tests.tiny import tiny_experts_folder, tiny_i2v_folder, tiny_wan21_folder
+
+WIDTH = 4
+
+
+class Counted:
+    """Weights of layers 0, 1, 2 ...: the layer's number everywhere; counts what is read."""
+
+    def __init__(self) -> None:
+        self.read: list[int] = []
+
+    def __call__(self, index: int, slot: Slot, names: Collection[str]) -> Slot:
+        self.read.append(index)
+        weight = slot.get("weight", torch.empty(WIDTH, WIDTH)).fill_(index)
+        return {"weight": weight} | ({} if names else {"bias": slot.get("bias", torch.empty(WIDTH)).fill_(index)})
+
+
+def streamed(count: int, kept: Collection[int] = ()) -> tuple[StreamedList, Counted]:
+    fill = Counted()
+    with torch.device("meta"):
+        layers = [nn.Linear(WIDTH, WIDTH) for _ in range(count)]
+    for index in kept:
+        layers[index].to_empty(device="cpu")
+        nn.init.constant_(layers[index].weight, index)
+    return StreamedList(layers, fill, kept), fill
+
+
+def test_each_layer_has_its_weights_while_it_is_used():
+    layers, _ = streamed(5)
+    for _ in range(3):
+        for index, layer in enumerate(layers):
+            assert torch.equal(layer.weight, torch.full((WIDTH, WIDTH), float(index)))
+            assert all(other.weight.is_meta for other in layers._modules.values() if other is not layer)
+    assert all(layer.weight.is_meta for layer in layers._modules.values())
+
+
+def test_each_is_read_once_a_pass_and_into_two_layers_of_memory():
+    layers, fill = streamed(5)
+    places = [layer.weight.data_ptr() for _ in range(2) for layer in layers]
+    assert fill.read[:10] == [0, 1, 2, 3, 4] * 2 and len(fill.read) == 11  # the next pass has begun
+    assert len(set(places)) == 2
+
+
+def test_kept_layers_are_not_read():
+    kept = spread(6, 3)
+    layers, fill = streamed(6, kept)
+    for _ in range(2):
+        assert [float(layer.weight.detach()[0, 0]) for layer in layers] == [0, 1, 2, 3, 4, 5]
+    assert not set(fill.read) & set(kept)
+
+
+def test_a_pass_that_was_broken_off_does_no_harm():
+    layers, _ = streamed(5)
+    for index, _layer in enumerate(layers):
+        if index == 2:
+            break
+    assert [float(layer.weight.detach()[0, 0]) for layer in layers] == [0, 1, 2, 3, 4]
+
+
+def test_a_look_at_some_weights_reads_no_others():
+    layers, _ = streamed(3)
+    next(iter(layers))  # something is on its way
+    assert [(float(layer.weight.detach()[0, 0]), layer.bias.is_meta) for layer in layers_with(layers, "weight")] == [
+        (0, True),
+        (1, True),
+        (2, True),
+    ]
+    assert [float(layer.weight.detach()[0, 0]) for layer in layers] == [0, 1, 2]
+
+
+def test_an_error_of_reading_reaches_whoever_iterates():
+    def fill(index: int, slot: Slot, names: Collection[str]) -> Slot:
+        if index == 1:
+            raise CheckpointError("gone")
+        return {"weight": torch.zeros(WIDTH, WIDTH)}
+
+    with torch.device("meta"):
+        layers = StreamedList([nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(3)], fill)
+    with pytest.raises(CheckpointError, match="gone"):
+        list(layers)
+
+
+@pytest.mark.parametrize(("count", "keep"), [(1, 0), (4, 0), (4, 1), (40, 7), (4, 4)])
+def test_spread(count: int, keep: int):
+    kept = spread(count, keep)
+    assert len(kept) == keep and set(kept) <= set(range(count))
+    gaps = [after - before for before, after in zip([-1, *kept], [*kept, count], strict=True)]
+    assert max(gaps) <= -(-count // max(keep, 1)) + 1
+
+
+HERE = {"device": torch.device("cpu")}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("make", [tiny_wan21_folder, tiny_i2v_folder])
+def test_streamed_models_give_the_same_numbers(tmp_path: Path, make, dtype: torch.dtype):
+    checkpoint = open_checkpoint(make(tmp_path / "wan"))
+    inputs = torch.randn(checkpoint.dit.in_dim, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    prompts = ["a red ball moving right", "the cat!"]
+    results = []
+    for keep in (None, 0, 1):
+        embeds = checkpoint.load_text(dtype=dtype, keep=keep).encode(prompts)
+        dit = checkpoint.load_dit(dtype=dtype, keep=keep)
+        more = {}
+        if checkpoint.dit.image_dim is not None:
+            rows = torch.randn(5, checkpoint.dit.image_dim, generator=torch.Generator().manual_seed(1))
+            more = {"images": dit.encode_images([rows]), "image_index": [0, 0]}
+        text = dit.encode_text(embeds)
+        with torch.no_grad():
+            velocity = dit([inputs, inputs], [torch.tensor([500.0, 500.0])] * 2, text, [0, 1], **more)
+        results.append([*embeds, *velocity])
+        assert sum(p.is_meta for p in dit.blocks.parameters()) == (
+            0
+            if keep is None
+            else len([1 for name, _ in dit.blocks.named_parameters() if int(name.split(".")[0]) not in spread(2, keep)])
+        )
+    for whole, *others in zip(*results, strict=True):
+        assert all(torch.equal(whole, other) for other in others)
+
+
+def test_streamed_experts_give_the_same_latents(tmp_path: Path):
+    checkpoint = open_checkpoint(tiny_experts_folder(tmp_path / "wan"))
+    clip = Clip(prompt="a cat", shape=VideoShape(num_frames=5, height=32, width=32), seed=3)
+    settings = Settings(steps=3, guidance=(3.0, 2.0), shift=5.0)
+    whole, streamed = (
+        sample_latents(Stages(checkpoint, dtype=torch.float32, keep_layers=keep, **HERE), [clip], settings)[0]
+        for keep in ({}, {"transformer": 0, "transformer_2": 1, "text_encoder": 0})
+    )
+    assert torch.equal(whole, streamed)
+
+
+def test_rows_are_those_of_the_whole_matrix(tmp_path: Path):
+    from safetensors.torch import save_file
+
+    from dit_video.checkpoints.parts import read_tensors
+
+    weight = torch.randn(8, 6)
+    save_file(
+        {
+            "a.weight": weight,
+            "b.weight": weight.to(torch.float8_e4m3fn),
+            "b.scale_weight": torch.tensor(0.5),
+            "c.weight": weight.to(torch.int8),
+            "c.weight_scale": torch.arange(8.0),
+            "d.weight": weight.to(torch.int8),
+            "d.weight_scale": torch.arange(12.0).view(4, 3),
+        },
+        tmp_path / "a.safetensors",
+    )
+    torch.save({"e.weight": weight}, tmp_path / "a.pth")
+    index = torch.tensor([5, 0, 5, 7])
+    for file in (tmp_path / "a.safetensors", tmp_path / "a.pth"):
+        tensors = read_tensors(file)
+        assert tensors
+        with Stored(file) as stored:
+            for info in tensors.values():
+                assert torch.equal(stored.rows(info, index), stored.get(info)[index])
+
+
+def test_rows_of_quantised_files(tmp_path: Path):
+    gguf = pytest.importorskip("gguf")
+    import numpy as np
+
+    file = tmp_path / "a.gguf"
+    weight = np.random.default_rng(0).standard_normal((8, 64), dtype=np.float32)
+    writer = gguf.GGUFWriter(file, "t5")
+    writer.add_tensor("a", weight.astype(np.float16))
+    for kind in ("Q8_0", "BF16"):
+        number = gguf.GGMLQuantizationType[kind]
+        writer.add_tensor(kind, gguf.quantize(weight, number), raw_dtype=number)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    index = torch.tensor([5, 0, 5, 7])
+    with Stored(file) as stored:
+        for info in describe(file).values():
+            assert torch.equal(stored.rows(info, index), stored.get(info)[index])
