@@ -9,6 +9,9 @@ import torch
 
 from dit_video.errors import UsageError
 
+PROGRAM_BYTES = 450_000_000  # of this program and its libraries: 260 MB were measured, and what small tensors leave
+RESERVE_BYTES = 512_000_000  # of what is free, for everything else on the machine
+
 
 def peak_memory(device: torch.device) -> dict[str, int]:
     """The most memory of this process so far, in bytes: "host" where the system counts it, "device" on CUDA."""
@@ -49,6 +52,14 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
         can: dict[str, bool] = dict(getattr(torch.cpu, "get_capabilities", dict)())  # older torch does not tell
         return torch.bfloat16 if can.get("amx_bf16") or can.get("avx512_bf16") else torch.float32
     return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def memory_for(device: torch.device, limit: int | None) -> int:
+    """The bytes that a stage may take: of `limit` for the whole process, or of what is free, less a reserve."""
+    if limit is not None:
+        return max(limit - (PROGRAM_BYTES if device.type == "cpu" else 0), 0)
+    free = available_memory(device)
+    return free - min(RESERVE_BYTES, free // 10)
 
 
 def available_memory(device: torch.device) -> int:

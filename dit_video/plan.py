@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from dit_video.checkpoints.headers import Summary
+    from dit_video.checkpoints.parts import Layers
     from dit_video.models.wan.dit import DiTConfig
     from dit_video.models.wan.vae import VAEConfig
 
@@ -23,13 +24,14 @@ DECODER_WORK = 24  # frames of features of the decoder's last level alive at a t
 DECODER_PAST = 16  # frames of them that it keeps as its memory of the past, of all tiles
 ENCODER_WORK = 45  # frames of features of the encoder's first level alive at a time, its memory of the past included
 PACK_TOKENS = 65_536  # above this many the conditional and the unconditional pass run one after the other
+TEXT_WORK = 200_000_000  # bytes of the text encoder's work on 512 tokens
 PIXEL_FRAMES = 16  # frames of pixels alive at a time
 
 FLOPS_PER_CORE, FLOPS_OF_GPU = 5e10, 1e14  # of floating point operations per second, what usually comes out
 
 
 class Described(Protocol):
-    """A model as its headers and configs describe it."""
+    """A model as its headers and configs describe it; layers: of the parts that can be streamed."""
 
     @property
     def dit(self) -> "DiTConfig": ...
@@ -46,24 +48,30 @@ class Described(Protocol):
     @property
     def components(self) -> "Mapping[str, Summary]": ...
 
+    @property
+    def layers(self) -> "Mapping[str, Layers]": ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """The patches (time, height, width) of a video, and the bytes and operations that they take.
 
-    tile: latents on a side of the windows that the decoder works in; None for whole frames. denoise_bytes,
+    tile: latents on a side of the windows that the decoder works in; None for whole frames. text_bytes, denoise_bytes,
     decode_bytes: with the weights of the stage. encode_bytes: likewise, of models that take pictures beside the noise,
-    for which all of the clip is encoded. pass_flops: of one clip once through the transformer.
+    for which all of the clip is encoded. pass_flops: of one clip once through the transformer. keep_layers: of the
+    parts whose layers are streamed, how many of them stay in memory.
     """
 
     shape: VideoShape
     padded: VideoShape
     grid: tuple[int, int, int]
     tile: int | None
+    text_bytes: int
     denoise_bytes: int
     decode_bytes: int
     encode_bytes: int
     pass_flops: float
+    keep_layers: Mapping[str, int]
 
     @property
     def tokens(self) -> int:
@@ -73,16 +81,25 @@ class Plan:
     @property
     def nbytes(self) -> int:
         """The most memory at a time: stages are loaded one after the other."""
-        return max(self.denoise_bytes, self.decode_bytes, self.encode_bytes)
+        return max(self.text_bytes, self.denoise_bytes, self.decode_bytes, self.encode_bytes)
 
 
-def plan(checkpoint: Described, shape: VideoShape, *, itemsize: int, tile: int | None = None) -> Plan:
-    """The plan of one guided clip, parameters of `itemsize` bytes, decoded whole or in windows of `tile` latents."""
+def plan(
+    checkpoint: Described,
+    shape: VideoShape,
+    *,
+    itemsize: int,
+    tile: int | None = None,
+    available: int | None = None,
+) -> Plan:
+    """The plan of one guided clip, parameters of `itemsize` bytes, decoded whole or in windows of `tile` latents.
+
+    available: bytes that there are; layers of parts that do not fit in them beside their stage's work are streamed.
+    """
     dit, vae = checkpoint.dit, checkpoint.vae
     padded = checkpoint.grid.padded(shape)
     grid = checkpoint.grid.tokens(checkpoint.grid.latent(shape))
     tokens = math.prod(grid)
-    weights = {name: part.parameters * itemsize for name, part in checkpoint.components.items()}
     # The residual stream, its modulated copy, six rows of modulation and the normalised q and k are float32.
     together = 2 * tokens if 2 * tokens <= PACK_TOKENS else tokens  # conditional and unconditional
     activations = together * (10 * 4 * dit.dim + itemsize * (4 * dit.dim + 2 * dit.ffn_dim))
@@ -91,6 +108,14 @@ def plan(checkpoint: Described, shape: VideoShape, *, itemsize: int, tile: int |
     window = min(padded.height, tile * down) * min(padded.width, tile * across) if tile else area
     features = vae.decoder_dim * vae.dim_mult[0] * (DECODER_PAST * area + DECODER_WORK * window) // vae.patch**2
     pixels = PIXEL_FRAMES * 3 * area * 4  # float32
+    work = {name: TEXT_WORK if name == "text_encoder" else activations for name in checkpoint.layers}
+    keep_layers = {}
+    weights = {name: part.parameters * itemsize for name, part in checkpoint.components.items()}
+    for name, layers in checkpoint.layers.items():
+        if available is not None and weights[name] + work[name] > available:
+            room = (available - work[name]) // itemsize - layers.parameters(0)
+            keep_layers[name] = min(max(room // layers.largest, 0), layers.count)
+            weights[name] = layers.parameters(keep_layers[name]) * itemsize
     encoded = ENCODER_WORK * vae.dim // vae.patch**2 + 3 * padded.num_frames  # numbers for every pixel of a frame
     block = 2 * tokens * (6 * dit.dim**2 + 2 * dit.dim * dit.ffn_dim) + 4 * tokens**2 * dit.dim
     return Plan(
@@ -98,11 +123,13 @@ def plan(checkpoint: Described, shape: VideoShape, *, itemsize: int, tile: int |
         padded=padded,
         grid=grid,
         tile=tile,
+        text_bytes=weights.get("text_encoder", 0) + TEXT_WORK * ("text_encoder" in weights),
         denoise_bytes=max((weights[name] for name in weights if name.startswith("transformer")), default=0)
         + activations,
         decode_bytes=weights.get("vae", 0) + features * itemsize + pixels,
         encode_bytes=weights.get("vae", 0) + encoded * area * itemsize if checkpoint.beside else 0,
         pass_flops=float(dit.num_layers * block),
+        keep_layers=keep_layers,
     )
 
 
@@ -112,13 +139,14 @@ def weights_bytes(checkpoint: Described, itemsize: int) -> int:
 
 
 def check_memory(checkpoint: Described, shape: VideoShape, *, itemsize: int, available: int) -> Plan:
-    """The plan of a clip that fits in `available` bytes, its frames decoded whole where that fits, else in tiles.
+    """The plan of a clip that fits in `available` bytes: with all weights in memory and its frames decoded whole where
+    that fits, else with layers that are streamed, and in tiles.
 
     Raises:
         UsageError: it does not; the message says what it would take and the nearest size that fits.
     """
     for part, summary in checkpoint.components.items():
-        if summary.parameters * itemsize > available:
+        if part not in checkpoint.layers and summary.parameters * itemsize > available:
             dtype = "--dtype bfloat16 and " if itemsize > 2 else ""
             needs = (
                 f"takes {_gigabytes(summary.parameters * itemsize)} of memory, and there are {_gigabytes(available)}"
@@ -128,6 +156,7 @@ def check_memory(checkpoint: Described, shape: VideoShape, *, itemsize: int, ava
     if wanted.nbytes <= available:
         return wanted
     stages = {"denoising": wanted.denoise_bytes, "decoding": wanted.decode_bytes, "encoding": wanted.encode_bytes}
+    stages["reading the prompt of"] = wanted.text_bytes
     part = max(stages, key=lambda name: stages[name])
     needs = f"{part} its {wanted.tokens:,} patches takes about {_gigabytes(wanted.nbytes)} of memory"
     nearest = _nearest(checkpoint, shape, itemsize, available)
@@ -135,8 +164,10 @@ def check_memory(checkpoint: Described, shape: VideoShape, *, itemsize: int, ava
 
 
 def _plan_that_may_fit(checkpoint: Described, shape: VideoShape, itemsize: int, available: int) -> Plan:
-    whole = plan(checkpoint, shape, itemsize=itemsize)
-    return whole if whole.nbytes <= available else plan(checkpoint, shape, itemsize=itemsize, tile=MIN_TILE)
+    whole = plan(checkpoint, shape, itemsize=itemsize, available=available)
+    if whole.nbytes <= available:
+        return whole
+    return plan(checkpoint, shape, itemsize=itemsize, tile=MIN_TILE, available=available)
 
 
 def _nearest(checkpoint: Described, shape: VideoShape, itemsize: int, available: int) -> str:

@@ -44,8 +44,6 @@ def _edit(path: Path, prompt: str, strength: float, sampling: Sampling, speaker:
     import numpy as np
 
     from dit_video.generate import Clip, generate
-    from dit_video.machine import available_memory
-    from dit_video.plan import check_memory
 
     checkpoint = sampling.open()
     if checkpoint.beside:
@@ -56,10 +54,10 @@ def _edit(path: Path, prompt: str, strength: float, sampling: Sampling, speaker:
     settings = sampling.settings(checkpoint, strength=strength)
     output = sampling.output_of(f"{path.stem} {prompt}", clip.frames, clip.fps)
     sampling.tell_seed(speaker)
-    plan = check_memory(checkpoint, shape, itemsize=dtype.itemsize, available=available_memory(device))
+    plan = sampling.plan(checkpoint, shape, device, dtype)
     speaker.note(what_it_takes(plan, settings, device))
     return generate(
-        sampling.stages(checkpoint, device, dtype, speaker),
+        sampling.stages(checkpoint, device, dtype, speaker, plan),
         Clip(prompt=prompt, negative=sampling.negative_of(checkpoint), shape=shape, seed=sampling.seed),
         settings,
         output,

@@ -152,7 +152,7 @@ def _answer(request: Request, speaker: console.Speaker) -> "tuple[list[Answer], 
     """The answers to all questions, and the frames of the first clips."""
     from dit_video import evaluate as evaluation
     from dit_video.generate import Stages, explained_memory
-    from dit_video.machine import available_memory, pick_device, pick_dtype
+    from dit_video.machine import memory_for, pick_device, pick_dtype
     from dit_video.models import open_checkpoint
     from dit_video.plan import check_memory
 
@@ -161,10 +161,19 @@ def _answer(request: Request, speaker: console.Speaker) -> "tuple[list[Answer], 
         raise UsageError(f"--mode {request.mode}: this model animates images; the nearest is --mode image.")
     device = pick_device(request.device)
     dtype = pick_dtype(request.dtype, device)
-    tile = check_memory(checkpoint, shape, itemsize=dtype.itemsize, available=available_memory(device)).tile
+    plan = check_memory(checkpoint, shape, itemsize=dtype.itemsize, available=memory_for(device, None))
+    tile = plan.tile
     with explained_memory(shape):
         loras.tell(checkpoint, speaker.note, speaker.warn)
-        stages = Stages(checkpoint, dtype=dtype, device=device, keep=True, note=speaker.note, warn=speaker.warn)
+        stages = Stages(
+            checkpoint,
+            dtype=dtype,
+            device=device,
+            keep=True,
+            keep_layers=plan.keep_layers,
+            note=speaker.note,
+            warn=speaker.warn,
+        )
         questions = evaluation.fixed_questions(
             request.count, shape, split=request.split, first_seed=request.first_seed, objects=request.objects
         )

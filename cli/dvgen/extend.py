@@ -131,8 +131,8 @@ def _connect(
 def _maker(sampling: Sampling, prompt: str, clip: clips.ClipFile, wanted: Wanted, speaker: console.Speaker) -> "Maker":
     """What makes the new frames: refuses what does not fit in memory, and says what will be done."""
     from dit_video.extend import Maker, Windows
-    from dit_video.machine import available_memory
-    from dit_video.plan import check_memory, weights_bytes
+    from dit_video.machine import memory_for
+    from dit_video.plan import weights_bytes
 
     checkpoint = sampling.open()
     device, dtype = sampling.place()
@@ -145,8 +145,7 @@ def _maker(sampling: Sampling, prompt: str, clip: clips.ClipFile, wanted: Wanted
     shape = VideoShape(num_frames=max(every), height=clip.size[1], width=clip.size[0])
     if checkpoint.beside:
         _check_beside(checkpoint.known_frames, wanted, windows)
-    available = available_memory(device)
-    plan = check_memory(checkpoint, shape, itemsize=dtype.itemsize, available=available)
+    plan = sampling.plan(checkpoint, shape, device, dtype)
     sampling.tell_seed(speaker)
     if checkpoint.beside:
         pass  # it is given what it was trained with
@@ -155,9 +154,10 @@ def _maker(sampling: Sampling, prompt: str, clip: clips.ClipFile, wanted: Wanted
     else:
         pictures.warn_untrained(checkpoint.known_frames, range(windows.groups_before), sampling.warn(speaker))
     speaker.note(what_it_takes(plan, settings, device, windows=len(every)))
-    several = len(every) > 1 and plan.nbytes + weights_bytes(checkpoint, dtype.itemsize) < available
+    together = plan.nbytes + weights_bytes(checkpoint, dtype.itemsize)
+    several = len(every) > 1 and not plan.keep_layers and together < memory_for(device, sampling.memory)
     return Maker(
-        sampling.stages(checkpoint, device, dtype, speaker, keep=several),
+        sampling.stages(checkpoint, device, dtype, speaker, plan, keep=several),
         settings,
         prompt=prompt,
         negative=sampling.negative_of(checkpoint),

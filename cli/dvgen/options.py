@@ -30,6 +30,7 @@ MAX_STEPS = 1000  # the number of timesteps that Wan's transformers were trained
 FPS = (1.0, 240.0)
 SHIFT = (0.1, 100.0)
 GUIDANCE = (1.0, 100.0)
+MEMORY = (2**29, 2**50)  # bytes
 MAX_SEED = 2**63 - 1
 MAX_FRAMES = 100_000
 NAME_LENGTH = 60
@@ -132,6 +133,21 @@ def check_duration(text: str, rates: Sequence[float]) -> None:
     rule = f"must be seconds that hold 1 to {MAX_FRAMES} frames"
     rate = f" at {fps:g} frames per second" if len(rates) == 1 else ""
     raise UsageError(f"--duration {_short(text)}: {rule}{rate}{nearest}.")
+
+
+def memory(text: str) -> int:
+    """The bytes of "6GiB" or "6000MB"; K, M, G and T alone are powers of 1024. Raises UsageError."""
+    match = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([kmgt])(i?b)?", text.strip(), re.IGNORECASE)
+    if match is None:
+        rule = "must be a size with its unit, such as 6GiB or 6000MB"
+        whole = re.fullmatch(r"\d{1,4}", text.strip())
+        raise UsageError(f"--memory {_short(text)}: {rule}{f'; the nearest is {whole[0]}GiB' if whole else ''}.")
+    number, prefix, unit = match.groups()
+    value = int(float(number) * (1000 if unit and unit.lower() == "b" else 1024) ** ("kmgt".index(prefix.lower()) + 1))
+    if not MEMORY[0] <= value <= MEMORY[1]:
+        nearest = "512MiB" if value < MEMORY[0] else "1024TiB"
+        raise UsageError(f"--memory {_short(text)}: must be from 512MiB to 1024TiB; the nearest is {nearest}.")
+    return value
 
 
 def steps(text: str) -> int:

@@ -124,8 +124,6 @@ def _make(request: Request, speaker: console.Speaker) -> "Result":
     sampling = request.sampling
     speaker.progress("load program", 0, 1)
     from dit_video.generate import Clip, generate
-    from dit_video.machine import available_memory
-    from dit_video.plan import check_memory
 
     checkpoint = sampling.open()
     device, dtype = sampling.place()
@@ -139,13 +137,13 @@ def _make(request: Request, speaker: console.Speaker) -> "Result":
     settings = sampling.settings(checkpoint)
     output = sampling.output_of(request.prompt, shape.num_frames, fps)
     sampling.tell_seed(speaker)
-    plan = check_memory(checkpoint, shape, itemsize=dtype.itemsize, available=available_memory(device))
+    plan = sampling.plan(checkpoint, shape, device, dtype)
     given = pictures.given(read, shape, checkpoint.grid, request.fit, speaker.note)
     if given and not checkpoint.beside:
         pictures.warn_untrained(checkpoint.known_frames, list(given), sampling.warn(speaker))
     speaker.note(what_it_takes(plan, settings, device))
     return generate(
-        sampling.stages(checkpoint, device, dtype, speaker),
+        sampling.stages(checkpoint, device, dtype, speaker, plan),
         Clip(prompt=request.prompt, negative=sampling.negative_of(checkpoint), shape=shape, seed=sampling.seed),
         settings,
         output,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dit_video.models.wan.pipeline import WanCheckpoint
     from dit_video.models.wan.random import RandomCheckpoint
     from dit_video.plan import Plan
+    from dit_video.shapes import VideoShape
 
 SLOW = 600.0  # seconds from which on a video's time is worth a warning
 
@@ -48,6 +49,7 @@ class Sampling:
     seed_drawn: bool
     dtype: str
     device: str
+    memory: int | None
     output: Path | None
     save_latents: Path | None
     overwrite: bool
@@ -154,10 +156,11 @@ class Sampling:
         device: "torch.device",
         dtype: "torch.dtype",
         speaker: console.Speaker,
+        plan: "Plan",
         *,
         keep: bool = False,
     ) -> "Stages":
-        """The checkpoint's stages, to be loaded."""
+        """The checkpoint's stages, to be loaded as the plan says."""
         from dit_video.generate import Stages
 
         warn = self.warn(speaker)
@@ -168,10 +171,25 @@ class Sampling:
             dtype=dtype,
             device=device,
             keep=keep,
+            keep_layers=plan.keep_layers,
             progress=speaker.progress,
             note=speaker.note,
             warn=warn,
         )
+
+    def plan(
+        self,
+        checkpoint: "WanCheckpoint | RandomCheckpoint",
+        shape: "VideoShape",
+        device: "torch.device",
+        dtype: "torch.dtype",
+    ) -> "Plan":
+        """What one clip takes, within the memory that there is for it. Raises UsageError."""
+        from dit_video.machine import memory_for
+        from dit_video.plan import check_memory
+
+        available = memory_for(device, self.memory)
+        return check_memory(checkpoint, shape, itemsize=dtype.itemsize, available=available)
 
     def place(self) -> "tuple[torch.device, torch.dtype]":
         """The device and the dtype. Raises UsageError."""
@@ -220,6 +238,9 @@ def _options(
     as_json: Annotated[bool, _files("--json", None, "Print one JSON object instead of the path.")] = False,
     dtype: Annotated[str, _machine("--dtype", "NAME", "float32, bfloat16 or float16, for every stage.")] = "auto",
     device: Annotated[str, _machine("--device", "NAME", "cpu, cuda or mps.")] = "auto",
+    memory: Annotated[
+        Text, _machine("--memory", "SIZE", "Such as 6GiB: layers that do not fit in it are read as they are needed.")
+    ] = None,
     random_weights: Annotated[
         bool, _machine("--random-weights", None, "A tiny model of noise: tries the program.")
     ] = False,
@@ -251,6 +272,7 @@ def _options(
         seed_drawn=seed is None,
         dtype=options.choice("--dtype", dtype, options.DTYPES),
         device=options.choice("--device", device, options.DEVICES),
+        memory=given(memory, options.memory),
         output=output,
         save_latents=save_latents,
         overwrite=overwrite,
@@ -292,6 +314,9 @@ def what_it_takes(plan: "Plan", settings: "Settings", device: "torch.device", *,
     line = f"{of_each}{plan.shape}: {'x'.join(map(str, plan.grid))} = {plan.tokens:,} patches, {steps} steps"
     if plan.padded != plan.shape:
         line += f"; computed as {plan.padded}, then cropped and trimmed"
+    for part, keep in plan.keep_layers.items():
+        line += f"; the layers of the {part.replace('_', ' ')} are read as they are needed"
+        line += f", but for {keep} that stay in memory" if keep else ""
     if plan.tile:
         line += f"; decoded in tiles of {plan.tile}x{plan.tile} latents, since whole frames do not fit in memory"
     evaluations = 2 * steps - 1 if settings.solver == "heun" else steps

@@ -17,6 +17,22 @@ from dit_video.checkpoints.stored import SAFETENSORS, describe
 from dit_video.errors import CheckpointError
 
 
+@dataclass(frozen=True)
+class Layers:
+    """Layers of a part that can be streamed.
+
+    count: how many. largest: the parameters of the largest. rest: those that are in memory beside them in any case.
+    """
+
+    count: int
+    largest: int
+    rest: int
+
+    def parameters(self, keep: int) -> int:
+        """In memory at a time, with `keep` layers that stay: the one that computes and the next are there besides."""
+        return self.rest + min(keep + 2, self.count) * self.largest
+
+
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """One component as it is stored: its tensors by their names in `layout`, without the prefix of the file."""
@@ -30,14 +46,17 @@ class Part:
         """The shapes of its tensors by our names. Raises CheckpointError for a name that the layout does not have."""
         return {self.layout.to_ours(name): info.shape for name, info in self.tensors.items()}
 
-    def layers(self, name: str) -> dict[str, int]:
-        """The parameters of each layer of a list, by its number; name: ours of the list."""
-        found: dict[str, int] = {}
+    def layers(self, name: str, rows: str | None = None) -> Layers:
+        """A list of layers that can be streamed, by our name of it; rows: of an embedding whose rows can be."""
+        sizes: dict[str, int] = {}
+        rest = 0
         for ours, shape in self.shapes.items():
             if ours.startswith(f"{name}."):
                 number = ours[len(name) + 1 :].partition(".")[0]
-                found[number] = found.get(number, 0) + math.prod(shape)
-        return found
+                sizes[number] = sizes.get(number, 0) + math.prod(shape)
+            elif ours != f"{rows}.weight":
+                rest += math.prod(shape)
+        return Layers(len(sizes), max(sizes.values(), default=0), rest)
 
     @property
     def summary(self) -> Summary:

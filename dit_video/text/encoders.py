@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
 
 MAX_LENGTH = 512  # of Wan, special tokens included
-LAYERS = "encoder.block"  # the name of the list of its layers
+LAYERS, ROWS = "encoder.block", "shared"  # the names of the list of its layers, and of its embedding
 
 
 def clean_prompt(text: str) -> str:
@@ -103,7 +103,7 @@ class TextEncoder:
                 dtype=dtype,
                 device=device,
                 float32_names=lambda name: any(word in name.split(".") for word in in_float32),
-                stream=None if keep is None else Stream(LAYERS, keep=keep, rows="shared"),
+                stream=None if keep is None else Stream(LAYERS, keep=keep, rows=ROWS),
             )
         return cls(module, tokenizer, device)
 

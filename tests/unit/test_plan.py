@@ -1,17 +1,19 @@
 """Estimates before loading: they grow with the video, and what cannot fit is refused with something that does."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
 import torch
 
 from dit_video.checkpoints.headers import Summary
+from dit_video.checkpoints.parts import Layers
 from dit_video.errors import UsageError
-from dit_video.machine import available_memory
+from dit_video.machine import available_memory, memory_for
 from dit_video.models.wan.random import RandomCheckpoint
 from dit_video.models.wan.variants import VARIANTS
-from dit_video.plan import check_memory, expected_seconds, plan
+from dit_video.plan import Plan, check_memory, expected_seconds, plan
 from dit_video.shapes import MIN_TILE, VideoShape
 
 CPU = torch.device("cpu")
@@ -72,8 +74,49 @@ def test_weights_that_do_not_fit_are_named():
         check_memory(WAN_14B, video(81, 480, 832), itemsize=4, available=24 * 10**9)
 
 
+class Streamable(RandomCheckpoint):
+    """A model whose layers can be streamed, with the figures of Wan 14B and UMT5-XXL."""
+
+    @property
+    def layers(self) -> Mapping[str, Layers]:
+        return {
+            "transformer": Layers(40, 352_000_000, 210_000_000),
+            "text_encoder": Layers(24, 193_000_000, 4096),
+        }
+
+
+STREAMABLE = Streamable(
+    dit=WAN_14B.dit,
+    vae=WAN_14B.vae,
+    components={
+        "transformer": Summary(parameters=14_290_000_000, nbytes=28_600_000_000, dtypes=("bfloat16",)),
+        "text_encoder": Summary(parameters=5_680_000_000, nbytes=11_400_000_000, dtypes=("bfloat16",)),
+    },
+)
+
+
+def test_layers_that_do_not_fit_are_streamed():
+    shape = video(9, 240, 416)
+
+    def planned(gigabytes: float) -> Plan:
+        return check_memory(STREAMABLE, shape, itemsize=2, available=int(gigabytes * 1e9))
+
+    assert planned(40).keep_layers == {}
+    assert planned(24).keep_layers.keys() == {"transformer"}
+    keeps = [planned(gigabytes).keep_layers["transformer"] for gigabytes in (4, 6, 12, 24)]
+    assert keeps[0] < keeps[1] < keeps[2] < keeps[3] < 40
+    for gigabytes in (4, 6, 12, 24):
+        assert planned(gigabytes).nbytes <= gigabytes * 1e9
+    assert planned(12).nbytes > 11e9, "what there is is used"
+    assert planned(6).keep_layers["text_encoder"] > 0
+    with pytest.raises(UsageError, match=r"denoising its .* takes about .* GB of memory, and there are 1\.5"):
+        planned(1.5)
+
+
 def test_this_machine_has_memory():
     assert 10**8 < available_memory(CPU) < 10**14
+    assert available_memory(CPU) * 0.8 < memory_for(CPU, None) < available_memory(CPU)
+    assert 5e9 < memory_for(CPU, 6 * 2**30) < 6 * 2**30
 
 
 def test_models_that_animate_pictures_encode_the_whole_clip():

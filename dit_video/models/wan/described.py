@@ -16,6 +16,7 @@ from dit_video.shapes import Grid
 if TYPE_CHECKING:
     import torch
 
+    from dit_video.checkpoints.parts import Layers
     from dit_video.text.images import ImageEncoder
 
 
@@ -43,6 +44,11 @@ class DescribedModel:
     def grid(self) -> Grid:
         """Pixels per latent and latents per token."""
         return Grid(stride=self.vae.stride, patch=self.dit.patch)
+
+    @property
+    def layers(self) -> "Mapping[str, Layers]":
+        """Of the parts whose layers can be streamed, those layers."""
+        return {}
 
     @property
     def latent_channels(self) -> int:

@@ -10,7 +10,7 @@ import torch
 from dit_video.checkpoints.headers import TensorInfo
 from dit_video.checkpoints.load import load_into
 from dit_video.checkpoints.lora import Lora, fit, merged
-from dit_video.checkpoints.parts import Part
+from dit_video.checkpoints.parts import Layers, Part
 from dit_video.checkpoints.places import Named, is_diffusers, is_model
 from dit_video.checkpoints.stream import Stream
 from dit_video.errors import CheckpointError
@@ -19,7 +19,7 @@ from dit_video.models.wan.dit import DiTConfig, WanDiT
 from dit_video.models.wan.layouts import LAYOUTS
 from dit_video.models.wan.vae import VAEConfig, WanVAE
 from dit_video.models.wan.variants import VARIANTS
-from dit_video.text.encoders import LAYERS, TextEncoder, load_tokenizer
+from dit_video.text.encoders import LAYERS, ROWS, TextEncoder, load_tokenizer
 from dit_video.text.images import ImageConfig, ImageEncoder, load_image_encoder
 
 STREAMED = {"transformer": "blocks", "transformer_2": "blocks", "text_encoder": LAYERS}
@@ -79,14 +79,10 @@ class WanCheckpoint(DescribedModel):
         return replace(self, loras=fit(loras, shapes, LAYOUTS))
 
     @cached_property
-    def blocks(self) -> Mapping[str, tuple[int, int]]:
-        """Of the parts whose layers can be streamed: how many layers, and the parameters of the largest."""
-        found = {}
-        for name, part in self.parts.items():
-            if name in STREAMED:
-                sizes = part.layers(STREAMED[name])
-                found[name] = len(sizes), max(sizes.values(), default=0)
-        return found
+    def layers(self) -> Mapping[str, Layers]:
+        """Of the parts whose layers can be streamed, those layers."""
+        streamed = {name: part for name, part in self.parts.items() if name in STREAMED}
+        return {name: part.layers(STREAMED[name], ROWS) for name, part in streamed.items()}
 
     def load_text(
         self, *, dtype: torch.dtype, device: torch.device | str = "cpu", keep: int | None = None
