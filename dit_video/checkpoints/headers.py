@@ -50,6 +50,11 @@ class TensorInfo:
         """The number of elements."""
         return math.prod(self.shape)
 
+    @property
+    def is_quantised(self) -> bool:
+        """Whether its numbers stand for others: in blocks (GGUF), or with a scale beside them."""
+        return self.scale is not None or self.dtype not in BYTES
+
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
@@ -72,7 +77,7 @@ def summarize(tensors: Iterable[TensorInfo]) -> Summary:
     for tensor in tensors:
         dtype = _NAMES.get(tensor.dtype, tensor.dtype)
         share[dtype] = share.get(dtype, 0) + tensor.nbytes
-        if tensor.scale is not None or tensor.dtype not in BYTES:
+        if tensor.is_quantised:
             quantised.add(dtype)
     return Summary(
         parameters=sum(tensor.numel for tensor in tensors),

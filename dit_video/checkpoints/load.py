@@ -82,6 +82,17 @@ def load_into(
     return module.eval().requires_grad_(False)
 
 
+def check(build: Callable[[], nn.Module], tensors: Mapping[str, TensorInfo], layout: Layout) -> None:
+    """Refuses what `load_into` would refuse of the headers; nothing is read.
+
+    Raises:
+        CheckpointError: a tensor is missing, unexpected, mis-shaped, or of a dtype that is not a float.
+    """
+    with _EmptyOnMeta():
+        module = build()
+    _match(module, tensors, layout, _twins(module))
+
+
 @dataclass(frozen=True)
 class _Reader:
     """Tensors of files as a module's parameters, see `load_into`."""

@@ -30,12 +30,14 @@ if TYPE_CHECKING:
 SAFETENSORS = (".safetensors", ".sft")
 PICKLES = (".pth", ".pt", ".bin")
 
-_DTYPES = {
+DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
-_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+"""By the codes of safetensors, which this package gives all tensors that are not quantised in blocks."""
+
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
 _ORIGINAL_SHAPE = "comfy.gguf.orig_shape."
 
 
@@ -258,4 +260,4 @@ def _gguf_tensors(file: Path) -> tuple[Callable[[str], Tensor], Callable[[str, T
 def loadable(info: TensorInfo) -> bool:
     """Whether a tensor stands for real numbers: floats, or what is quantised and has its scale, in its blocks (GGUF) or
     beside it."""
-    return info.dtype in FLOATS or info.scale is not None or info.dtype not in BYTES
+    return info.dtype in FLOATS or info.is_quantised
