@@ -3,6 +3,7 @@
 Nothing here imports torch: a name that is wrong is said at once.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,14 @@ def is_model(place: Path) -> bool:
 def is_diffusers(place: Path) -> bool:
     """Whether this is a diffusers folder."""
     return (place / "model_index.json").is_file()
+
+
+def comfy_name(folder: Path) -> str:
+    """What the files of a model are called in ComfyUI's folders, after the folder that these lie in.
+
+    "high_noise" and "low_noise" in a file's name are kept for the two experts of one model.
+    """
+    return re.sub(r"(high|low)_(noise)", r"\1-\2", folder.resolve().name, flags=re.IGNORECASE)
 
 
 def has_experts(place: Path) -> bool:

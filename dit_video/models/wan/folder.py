@@ -154,8 +154,8 @@ def save_folder(
         save_model(vae, folder / "vae" / f"{_WEIGHTS}.safetensors", diffusers_layout(vae.config), vae_dtype)
         save_text_encoder(text, folder / "text_encoder")
         save_tokenizer(tokenizer, folder / "tokenizer")
-        write_json(folder / "scheduler" / "scheduler_config.json", _scheduler(shift))
-        write_json(folder / "model_index.json", _model_index(expand_timesteps))
+        write_json(folder / "scheduler" / "scheduler_config.json", scheduler_config(shift))
+        write_json(folder / "model_index.json", model_index(expand_timesteps=expand_timesteps))
         write_json(folder / "dvgen.json", defaults)
         _defaults(folder, "custom")  # refuses what could not be read back
 
@@ -256,8 +256,8 @@ def _are_words(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(word, str) for word in value)
 
 
-def _scheduler(shift: float) -> dict[str, Any]:
-    """diffusers' scheduler config that samples as `unipc` does."""
+def scheduler_config(shift: float) -> dict[str, Any]:
+    """The contents of diffusers' `scheduler/scheduler_config.json` that samples as `unipc` does."""
     return {
         "_class_name": "UniPCMultistepScheduler",
         "num_train_timesteps": 1000,
@@ -273,15 +273,33 @@ def _scheduler(shift: float) -> dict[str, Any]:
     }
 
 
-def _model_index(expand_timesteps: bool) -> dict[str, Any]:
+def model_index(
+    *,
+    expand_timesteps: bool,
+    boundary: float | None = None,
+    beside: bool = False,
+    images: bool = False,
+    text: str = "UMT5EncoderModel",
+) -> dict[str, Any]:
+    """The contents of diffusers' `model_index.json`.
+
+    boundary: of two experts. beside: the model takes what is given beside the noise. images: it has an image encoder.
+    text: transformers' class of the text encoder.
+    """
+    nothing = [None, None]
+    pictures = {
+        "image_encoder": ["transformers", "CLIPVisionModel"] if images else nothing,
+        "image_processor": ["transformers", "CLIPImageProcessor"] if images else nothing,
+    }
     return {
-        "_class_name": "WanPipeline",
-        "boundary_ratio": None,
+        "_class_name": "WanImageToVideoPipeline" if beside else "WanPipeline",
+        "boundary_ratio": boundary,
         "expand_timesteps": expand_timesteps,
+        **(pictures if beside else {}),
         "scheduler": ["diffusers", "UniPCMultistepScheduler"],
-        "text_encoder": ["transformers", "UMT5EncoderModel"],
+        "text_encoder": ["transformers", text],
         "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
         "transformer": ["diffusers", "WanTransformer3DModel"],
-        "transformer_2": [None, None],
+        "transformer_2": nothing if boundary is None else ["diffusers", "WanTransformer3DModel"],
         "vae": ["diffusers", "AutoencoderKLWan"],
     }

@@ -154,3 +154,23 @@ def config_to_diffusers(config: DiTConfig) -> dict[str, Any]:
         "rope_max_seq_len": 1024,
         "pos_embed_seq_len": config.emb_pos,
     }
+
+
+def config_to_original(config: DiTConfig, model_type: str) -> dict[str, Any]:
+    """The original release's config.json of a config; model_type: "t2v", "i2v", "flf2v" or "ti2v"."""
+    return {
+        "_class_name": "WanModel",
+        "model_type": model_type,
+        "patch_size": list(config.patch),
+        "text_len": config.text_len,
+        "in_dim": config.in_dim,
+        "dim": config.dim,
+        "ffn_dim": config.ffn_dim,
+        "freq_dim": config.freq_dim,
+        "text_dim": config.text_dim,
+        "out_dim": config.out_dim,
+        "num_heads": config.num_heads,
+        "num_layers": config.num_layers,
+        "cross_attn_norm": config.cross_attn_norm,
+        "eps": config.eps,
+    }
