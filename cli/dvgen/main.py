@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 import dit_video
 from dit_video.errors import DvgenError
-from dvgen import console, edit, evaluate, extend, info, process, sample, scenes, train
+from dvgen import console, convert, edit, evaluate, extend, info, process, sample, scenes, train
 
 process.prepare()  # none of these has imported torch
 
@@ -80,6 +80,7 @@ app.command()(extend.extend)
 app.command()(extend.connect)
 app.command()(edit.edit)
 app.command()(info.info)
+app.command()(convert.convert)
 app.command("eval")(evaluate.evaluate)
 app.command()(scenes.scenes)
 app.add_typer(train.app, name="train")
