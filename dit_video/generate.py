@@ -30,6 +30,7 @@ from dit_video.machine import peak_memory
 from dit_video.nn.pixels import pad_frames, to_frames
 from dit_video.plan import PACK_TOKENS
 from dit_video.shapes import Grid, VideoShape
+from dit_video.text.cache import Embedded, EmbeddingCache
 from dit_video.text.encoders import MAX_LENGTH
 from dit_video.video.io import write_video
 
@@ -128,8 +129,9 @@ class Stages:
 
     seconds: time spent so far on "load", "text", "encode", "denoise" and "decode". forwards: clips put through the
     transformer so far, counted by the transformer itself. readings, embeds: of the prompts so far, each read once.
-    keep_layers: of the parts whose layers are streamed, how many stay in memory, see `Plan`. note and warn: where
-    sentences go that may, and that should not, be left out when little is to be said.
+    keep_layers: of the parts whose layers are streamed, how many stay in memory, see `Plan`. cache: of what the text
+    encoder made of prompts. note and warn: where sentences go that may, and that should not, be left out when little
+    is to be said.
     """
 
     def __init__(
@@ -140,12 +142,13 @@ class Stages:
         device: torch.device,
         keep: bool = False,
         keep_layers: Mapping[str, int] | None = None,
+        cache: EmbeddingCache | None = None,
         progress: Progress = _silent,
         note: Note = _silent,
         warn: Note = _silent,
     ) -> None:
         self.checkpoint, self.dtype, self.device, self.keep = checkpoint, dtype, device, keep
-        self.keep_layers = dict(keep_layers or {})
+        self.keep_layers, self.cache = dict(keep_layers or {}), cache
         self.progress, self.note, self.warn = progress, note, warn
         self.seconds: dict[str, float] = defaultdict(float)
         self.readings: dict[str, Reading] = {}
@@ -269,14 +272,39 @@ def _prompts(clip: Clip, settings: Settings) -> list[str]:
 
 def _encode(stages: Stages, prompts: list[str]) -> list[Tensor]:
     new = [prompt for prompt in prompts if prompt not in stages.embeds]
-    if new:
+    readings = {}
+    for prompt, found in _read_before(stages, new).items():
+        stages.embeds[prompt] = found.embedding.to(stages.device)
+        readings[prompt] = found.unknown, found.cut
+    if unread := [prompt for prompt in new if prompt not in readings]:
         text = stages.text
         stages.progress("text", 0, 1)
         with stages.timed("text"):
-            stages.embeds |= zip(new, text.encode(new), strict=True)
+            stages.embeds |= zip(unread, text.encode(unread), strict=True)
         stages.progress("text", 1, 1)
-        _tell_reading(stages, {prompt: (text.unknown_words(prompt), text.is_cut(prompt)) for prompt in new})
+        readings |= {prompt: (text.unknown_words(prompt), text.is_cut(prompt)) for prompt in unread}
+        _keep_read(stages, {prompt: Embedded(stages.embeds[prompt], *readings[prompt]) for prompt in unread})
+    elif new:
+        stages.note("the prompt was read before: its embedding is kept on disk")
+    if new:
+        _tell_reading(stages, readings)
     return [stages.embeds[prompt] for prompt in prompts]
+
+
+def _read_before(stages: Stages, prompts: Sequence[str]) -> dict[str, Embedded]:
+    """Those of the prompts that are in the cache."""
+    found = {prompt: stages.cache.read(prompt) for prompt in prompts} if stages.cache else {}
+    return {prompt: embedded for prompt, embedded in found.items() if embedded is not None}
+
+
+def _keep_read(stages: Stages, found: Mapping[str, Embedded]) -> None:
+    if stages.cache is None:
+        return
+    try:
+        for prompt, embedded in found.items():
+            stages.cache.write(prompt, embedded)
+    except OSError as error:
+        stages.note(f"what was read of the prompt is not kept ({error})")
 
 
 def _tell_reading(stages: Stages, readings: dict[str, Reading]) -> None:

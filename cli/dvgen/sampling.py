@@ -162,7 +162,9 @@ class Sampling:
     ) -> "Stages":
         """The checkpoint's stages, to be loaded as the plan says."""
         from dit_video.generate import Stages
+        from dit_video.text.cache import made_by, users_cache
 
+        files = checkpoint.text_files
         warn = self.warn(speaker)
         chosen.tell(checkpoint, speaker.note, warn)
         self.tell_preset(checkpoint, speaker)
@@ -172,6 +174,7 @@ class Sampling:
             device=device,
             keep=keep,
             keep_layers=plan.keep_layers,
+            cache=users_cache(made_by(files, dtype, device)) if files else None,
             progress=speaker.progress,
             note=speaker.note,
             warn=warn,

@@ -146,7 +146,12 @@ class TextEncoder:
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether a folder holds a file that `load_tokenizer` reads."""
-    return any((folder / name).is_file() for name in ("tokenizer.json", "spiece.model"))
+    return bool(tokenizer_files(folder))
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files of a folder that `load_tokenizer` reads; the first one is enough."""
+    return [file for name in ("tokenizer.json", "spiece.model") if (file := folder / name).is_file()]
 
 
 def load_tokenizer(source: Path | TensorInfo) -> Tokenizer:

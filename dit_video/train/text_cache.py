@@ -4,7 +4,6 @@ The text encoder of a public model is larger than its transformer (UMT5-XXL: 5.7
 never change while it is frozen: a run loads it for captions that are new, and a resumed run not at all.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,8 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dit_video import atomic
 from dit_video.models.wan.pipeline import WanCheckpoint
+from dit_video.text.cache import Embedded, EmbeddingCache, made_by
 from dit_video.train import distributed
 
 if TYPE_CHECKING:
@@ -37,11 +36,10 @@ class TextCache:
         device: str,
         note: Callable[[str], None],
     ):
-        self.folder, self.checkpoint, self.note = folder, checkpoint, note
+        self.checkpoint, self.note = checkpoint, note
         self.dtype, self.device = dtype, torch.device(device)
         self.encoder: TextEncoder | None = None
-        files = [file for part in ("text_encoder", "tokenizer") for file in sorted((checkpoint.path / part).iterdir())]
-        self.made_by = repr((self.dtype, [_stamp(file) for file in files]))
+        self.cache = EmbeddingCache(folder, made_by(checkpoint.text_files, dtype, self.device))
 
     def fill(self, captions: Sequence[str], rank: int = 0, world: int = 1) -> None:
         """Embed what is not there yet, each process its share of it, and free the encoder; returns when all is there.
@@ -49,7 +47,7 @@ class TextCache:
         Raises:
             CheckpointError: the text encoder cannot be loaded.
         """
-        self._embed([caption for caption in sorted(set(captions))[rank::world] if not self._path(caption).is_file()])
+        self._embed([caption for caption in sorted(set(captions))[rank::world] if not self.cache.has(caption)])
         self.encoder = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -61,10 +59,10 @@ class TextCache:
         Raises:
             CheckpointError: the text encoder cannot be loaded.
         """
-        found = {caption: self._read(caption) for caption in captions}
-        self._embed([caption for caption, embedding in found.items() if embedding is None])
-        embeddings = [self._read(caption) if found[caption] is None else found[caption] for caption in captions]
-        return [embedding for embedding in embeddings if embedding is not None]
+        found = {caption: self.cache.read(caption) for caption in captions}
+        self._embed([caption for caption, embedded in found.items() if embedded is None])
+        every = [self.cache.read(caption) if found[caption] is None else found[caption] for caption in captions]
+        return [embedded.embedding for embedded in every if embedded is not None]
 
     def _embed(self, captions: Sequence[str]) -> None:
         if not captions:
@@ -73,29 +71,11 @@ class TextCache:
             self.encoder = self.checkpoint.load_text(dtype=self.dtype, device=self.device)
         unknown: dict[str, None] = {}
         for caption in captions:
-            path = self._path(caption)
-            path.parent.mkdir(parents=True, exist_ok=True)
             (embedding,) = self.encoder.encode([caption])
-            with atomic.replacing(path) as part:
-                torch.save(embedding.cpu().clone(), part)
-            unknown |= dict.fromkeys(self.encoder.unknown_words(caption))
+            words, cut = self.encoder.unknown_words(caption), self.encoder.is_cut(caption)
+            self.cache.write(caption, Embedded(embedding, words, cut))
+            unknown |= dict.fromkeys(words)
         if unknown:
-            words = ", ".join(repr(word) for word in [*unknown][:LISTED_WORDS])
+            listed = ", ".join(repr(word) for word in [*unknown][:LISTED_WORDS])
             more = ", ..." if len(unknown) > LISTED_WORDS else ""
-            self.note(f"the text encoder never learnt these words of the captions: {words}{more}.")
-
-    def _read(self, caption: str) -> Tensor | None:
-        try:
-            return torch.load(self._path(caption), weights_only=True)
-        except (OSError, RuntimeError, EOFError):
-            return None
-
-    def _path(self, caption: str) -> Path:
-        name = hashlib.sha256(repr((self.made_by, caption)).encode()).hexdigest()
-        return self.folder / name[:2] / f"{name}.pt"
-
-
-def _stamp(file: Path) -> tuple[str, int, int]:
-    """A file as it is now."""
-    stat = file.stat()
-    return str(file.resolve()), stat.st_size, stat.st_mtime_ns
+            self.note(f"the text encoder never learnt these words of the captions: {listed}{more}.")

@@ -52,6 +52,7 @@ def test_each_layer_has_its_weights_while_it_is_used():
 def test_each_is_read_once_a_pass_and_into_two_layers_of_memory():
     layers, fill = streamed(5)
     places = [layer.weight.data_ptr() for _ in range(2) for layer in layers]
+    layers._thread.submit(int).result()  # what was asked of the thread before is done
     assert fill.read[:10] == [0, 1, 2, 3, 4] * 2 and len(fill.read) == 11  # the next pass has begun
     assert len(set(places)) == 2
 

@@ -14,6 +14,8 @@ from dit_video.models.wan.vae import VAEConfig
 from dit_video.shapes import Grid
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from dit_video.checkpoints.parts import Layers
@@ -64,6 +66,11 @@ class DescribedModel:
     def sees_images(self) -> bool:
         """Whether it attends to what an image encoder makes of the given pictures."""
         return self.dit.image_dim is not None
+
+    @property
+    def text_files(self) -> "set[Path]":
+        """The files that its text encoder's numbers depend on; none of a model without files."""
+        return set()
 
     def load_images(self, *, dtype: "torch.dtype", device: "torch.device | str" = "cpu") -> "ImageEncoder":
         """The image encoder. Raises CheckpointError."""

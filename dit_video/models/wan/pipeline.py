@@ -19,7 +19,7 @@ from dit_video.models.wan.dit import DiTConfig, WanDiT
 from dit_video.models.wan.layouts import LAYOUTS
 from dit_video.models.wan.vae import VAEConfig, WanVAE
 from dit_video.models.wan.variants import VARIANTS
-from dit_video.text.encoders import LAYERS, ROWS, TextEncoder, load_tokenizer
+from dit_video.text.encoders import LAYERS, ROWS, TextEncoder, load_tokenizer, tokenizer_files
 from dit_video.text.images import ImageConfig, ImageEncoder, load_image_encoder
 
 STREAMED = {"transformer": "blocks", "transformer_2": "blocks", "text_encoder": LAYERS}
@@ -83,6 +83,16 @@ class WanCheckpoint(DescribedModel):
         """Of the parts whose layers can be streamed, those layers."""
         streamed = {name: part for name, part in self.parts.items() if name in STREAMED}
         return {name: part.layers(STREAMED[name], ROWS) for name, part in streamed.items()}
+
+    @property
+    def text_files(self) -> set[Path]:
+        """The files that its text encoder's numbers depend on."""
+        part, tokenizer = self.parts["text_encoder"], self.tokenizer
+        files = {info.file for info in part.tensors.values()}
+        files |= {file for file in (part.where / "config.json",) if file.is_file()}
+        if isinstance(tokenizer, TensorInfo):
+            return files | {tokenizer.file}
+        return files | (set(tokenizer_files(tokenizer)) if tokenizer.is_dir() else {tokenizer})
 
     def load_text(
         self, *, dtype: torch.dtype, device: torch.device | str = "cpu", keep: int | None = None

@@ -1,0 +1,103 @@
+"""Embeddings of prompts on disk: a text encoder is often larger than its transformer, and gives a prompt the same
+numbers every time."""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+import torch
+from torch import Tensor
+
+from dit_video import atomic
+
+FOLDER = "DVGEN_CACHE"  # the environment's name of the folder; empty: nothing is kept
+MAX_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A prompt as it was read.
+
+    embedding: (L, dim) on the CPU. unknown: the words that the encoder never learnt. cut: its end was not read.
+    """
+
+    embedding: Tensor
+    unknown: list[str]
+    cut: bool
+
+
+class EmbeddingCache:
+    """What one text encoder made of prompts, each in a file of `folder` named by a hash of both.
+
+    made_by: says which encoder it is, in which dtype and on which kind of device. max_bytes: of the whole folder, from
+    which those go that were not used for the longest time; None for no limit.
+    """
+
+    def __init__(self, folder: Path, made_by: str, *, max_bytes: int | None = None) -> None:
+        self.folder, self.made_by, self.max_bytes = folder, made_by, max_bytes
+
+    def has(self, prompt: str) -> bool:
+        """Whether there is a file, whole or not."""
+        return self.path(prompt).is_file()
+
+    def read(self, prompt: str) -> Embedded | None:
+        """What was made of a prompt; None where there is nothing that can be read."""
+        path = self.path(prompt)
+        try:
+            found = torch.load(path, weights_only=True)
+            if self.max_bytes is not None:
+                os.utime(path)
+            return Embedded(found["embedding"], list(found["unknown"]), bool(found["cut"]))
+        except Exception:  # a damaged file can be wrong in every way, and is as good as none
+            return None
+
+    def write(self, prompt: str, embedded: Embedded) -> None:
+        """Keep what was made of a prompt. Raises OSError."""
+        path = self.path(prompt)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found = {"embedding": embedded.embedding.cpu().clone(), "unknown": embedded.unknown, "cut": embedded.cut}
+        with atomic.replacing(path) as part:
+            torch.save(found, part)
+        if self.max_bytes is not None:
+            _shrink(self.folder, self.max_bytes)
+
+    def path(self, prompt: str) -> Path:
+        """The file of a prompt."""
+        name = hashlib.sha256(repr((self.made_by, prompt)).encode()).hexdigest()
+        return self.folder / name[:2] / f"{name}.pt"
+
+
+def made_by(files: Iterable[Path], dtype: torch.dtype, device: torch.device) -> str:
+    """Says which encoder it is: by its files as they are now, and what else its numbers depend on."""
+    stamps = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(files)]
+    return repr((torch.__version__, dtype, device.type, stamps))
+
+
+def users_cache(made_by: str) -> EmbeddingCache | None:
+    """The cache of whoever runs this: in the system's folder for such things, or where `FOLDER` says; or None."""
+    folder = os.environ.get(FOLDER)
+    if folder == "":
+        return None
+    place = Path(folder) if folder else platformdirs.user_cache_path("dvgen", appauthor=False)
+    return EmbeddingCache(place / "text", made_by, max_bytes=MAX_BYTES)
+
+
+def _shrink(folder: Path, most: int) -> None:
+    """Removes files until no more than `most` bytes are left, those first that were not used for the longest time."""
+    files = [(stat.st_mtime, stat.st_size, file) for file in folder.rglob("*.pt") if (stat := _stat(file))]
+    total = sum(size for _, size, _ in files)
+    for _, size, file in sorted(files):
+        if total <= most:
+            return
+        file.unlink(missing_ok=True)
+        total -= size
+
+
+def _stat(file: Path) -> os.stat_result | None:
+    try:
+        return file.stat()
+    except OSError:  # another process was faster
+        return None
