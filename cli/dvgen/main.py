@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 import dit_video
 from dit_video.errors import DvgenError
-from dvgen import console, convert, edit, evaluate, extend, info, process, sample, scenes, train
+from dvgen import console, convert, download, edit, evaluate, extend, info, models, process, sample, scenes, train
 
 process.prepare()  # none of these has imported torch
 
@@ -81,6 +81,8 @@ app.command()(extend.connect)
 app.command()(edit.edit)
 app.command()(info.info)
 app.command()(convert.convert)
+app.command()(models.models)
+app.command()(download.download)
 app.command("eval")(evaluate.evaluate)
 app.command()(scenes.scenes)
 app.add_typer(train.app, name="train")

@@ -1,4 +1,4 @@
-"""Prompts that were read before: the encoder is not loaded again, the numbers are the same, and nothing stale is used."""
+"""Prompts that were read before: no encoder is loaded again, the numbers are the same, and nothing stale is used."""
 
 import os
 from pathlib import Path
