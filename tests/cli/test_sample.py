@@ -237,7 +237,7 @@ def test_bars_are_drawn_in_a_terminal(folder: Path):
 
 
 def test_interrupt_ends_with_130_and_leaves_nothing(folder: Path):
-    process = program("sample", "a", "--random-weights", "--size", "64x64", "--frames", "5", "--steps", "1000")
+    process = program("sample", "a", "--random-weights", "--size", "192x192", "--frames", "17", "--steps", "1000")
     for line in process.stderr:
         if line.startswith("load transformer"):
             break
