@@ -103,6 +103,8 @@ def plan(
     # The residual stream, its modulated copy, six rows of modulation and the normalised q and k are float32.
     together = 2 * tokens if 2 * tokens <= PACK_TOKENS else tokens  # conditional and unconditional
     activations = together * (10 * 4 * dit.dim + itemsize * (4 * dit.dim + 2 * dit.ffn_dim))
+    # The keys and values of two prompts, as long as they may be, in every layer.
+    activations += 2 * dit.num_layers * 2 * dit.text_len * dit.dim * itemsize
     area = padded.height * padded.width
     _, down, across = vae.stride
     window = min(padded.height, tile * down) * min(padded.width, tile * across) if tile else area

@@ -1,5 +1,7 @@
 """Weights that stay in their files until they are needed: layers of a model that is larger than the memory for it."""
 
+import mmap
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -11,6 +13,7 @@ from dit_video.checkpoints.stored import Stored
 from dit_video.nn.streaming import Slot, StreamedList, spread
 
 ALIGNMENT = 64  # bytes, of what torch allocates
+MAPPED = 2**18  # bytes, from which memory is asked of the system
 
 Read = Callable[[Mapping[str, TensorInfo]], Iterator[tuple[str, Tensor]]]  # tensors by our names, ready for the module
 
@@ -80,21 +83,29 @@ def _under(prefix: str, sources: Mapping[str, TensorInfo]) -> dict[str, TensorIn
 def copied(tensor: Tensor, memory: Tensor | None = None) -> Tensor:
     """A tensor, which may be a map of a file, in memory that is there already if it is like it, else in new memory.
 
-    It begins as far behind a multiple of `ALIGNMENT` bytes as the tensor does: products of matrices are summed in
-    another order where that differs, and streamed layers give the same bits as those that are maps.
+    On the CPU it begins as far behind a multiple of `ALIGNMENT` bytes as the tensor does: products of matrices are
+    summed in another order where that differs, and streamed layers give the same bits as those that are maps.
+    memory: what this function gave before, which is filled again and must not be used as it was.
     """
-    if memory is None or (memory.shape, memory.dtype, _behind(memory)) != (tensor.shape, tensor.dtype, _behind(tensor)):
-        memory = _new_like(tensor)
-    return memory.copy_(tensor, non_blocking=True)
-
-
-def _behind(tensor: Tensor) -> int:
-    return tensor.data_ptr() % ALIGNMENT if tensor.device.type == "cpu" else 0
-
-
-def _new_like(tensor: Tensor) -> Tensor:
-    if not _behind(tensor):
-        return torch.empty_like(tensor)
-    room = torch.empty(tensor.nbytes + ALIGNMENT, dtype=torch.uint8)
+    if memory is not None and (memory.shape, memory.dtype) != (tensor.shape, tensor.dtype):
+        memory = None
+    if tensor.device.type != "cpu":
+        return (torch.empty_like(tensor) if memory is None else memory).copy_(tensor, non_blocking=True)
+    room = _room(tensor.nbytes + ALIGNMENT) if memory is None else _whole(memory)
     begin = (tensor.data_ptr() - room.data_ptr()) % ALIGNMENT
-    return room[begin : begin + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+    place = room[begin : begin + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+    return place.copy_(tensor)
+
+
+def _whole(part: Tensor) -> Tensor:
+    """The bytes that a tensor is a part of."""
+    return torch.empty(0, dtype=torch.uint8).set_(part.untyped_storage())
+
+
+def _room(nbytes: int) -> Tensor:
+    """New bytes, much of them from the system itself: the allocator of the C library keeps what is freed in pieces,
+    which the next layers would not fit in."""
+    if nbytes < MAPPED:
+        return torch.empty(nbytes, dtype=torch.uint8)
+    private = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
+    return torch.frombuffer(mmap.mmap(-1, nbytes, **private), dtype=torch.uint8)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from dit_video.checkpoints.stored import Stored, describe
+from dit_video.checkpoints.stream import copied
 from dit_video.errors import CheckpointError
 from dit_video.generate import Clip, Settings, Stages, sample_latents
 from dit_video.models import open_checkpoint
@@ -192,3 +193,18 @@ def test_rows_of_quantised_files(tmp_path: Path):
     with Stored(file) as stored:
         for info in describe(file).values():
             assert torch.equal(stored.rows(info, index), stored.get(info)[index])
+
+
+@pytest.mark.parametrize("rows", [3, 3000])
+def test_memory_is_filled_again_wherever_the_next_tensor_begins(rows: int):
+    room = torch.arange(rows * 64 + 64, dtype=torch.float32)
+    place: torch.Tensor | None = None
+    for offset in (0, 3, 10, 16):
+        tensor = room[offset : offset + rows * 64].view(rows, 64)
+        before = place
+        place = copied(tensor, before)
+        assert torch.equal(place, tensor) and (place.data_ptr() - tensor.data_ptr()) % 64 == 0
+        assert before is None or place.untyped_storage().data_ptr() == before.untyped_storage().data_ptr()
+    assert place is not None
+    for other in (room[:60].view(3, 20), room.bfloat16()[: place.numel()].view(place.shape)):
+        assert copied(other, place).untyped_storage().data_ptr() != place.untyped_storage().data_ptr()
