@@ -35,7 +35,8 @@ class TensorInfo:
     """A tensor as its file's header describes it.
 
     dtype: the code of the file's format, such as "BF16" or "Q4_K". nbytes: in the file. scale: of a quantised tensor,
-    the one that it is multiplied by.
+    the one that it is multiplied by. piece: (k, n) where it is the k-th, from 0, of n equal pieces of the tensor `name`
+    along the first axis; shape and nbytes are then the piece's.
     """
 
     name: str
@@ -44,6 +45,7 @@ class TensorInfo:
     file: Path
     nbytes: int
     scale: "TensorInfo | None" = None
+    piece: tuple[int, int] | None = None
 
     @property
     def numel(self) -> int:

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from dit_video.checkpoints.files import save_tensors, some
 from dit_video.checkpoints.headers import FLOATS, TensorInfo
-from dit_video.checkpoints.keymap import Layout
+from dit_video.checkpoints.keymap import Layout, whole_name
 from dit_video.checkpoints.stored import Stored, loadable
 from dit_video.checkpoints.stream import StoredRows, Stream, copied, install, install_rows
 from dit_video.errors import CheckpointError
@@ -148,8 +148,8 @@ def _match(
         sources[name] = info
     where = next((info.file.parent for info in sources.values()), Path())
     wanted = {name: tensor for name, tensor in module.state_dict().items() if name not in twins}
-    if missing := [layout.to_theirs(name) for name in wanted if name not in sources]:
-        raise CheckpointError(f"{where}: {some(missing, 'missing')}.")
+    if missing := dict.fromkeys(whole_name(layout.to_theirs(name))[0] for name in wanted if name not in sources):
+        raise CheckpointError(f"{where}: {some([*missing], 'missing')}.")
     if unexpected := [info.name for name, info in sources.items() if name not in wanted]:
         raise CheckpointError(f"{where}: {some(unexpected, 'unexpected')}.")
     for name, info in sources.items():

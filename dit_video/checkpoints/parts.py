@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from dit_video.checkpoints.files import some
+from dit_video.checkpoints.fused import apart
 from dit_video.checkpoints.headers import Summary, TensorInfo, read_metadata, summarize
 from dit_video.checkpoints.keymap import Layout
 from dit_video.checkpoints.quantised import peeled
@@ -35,7 +36,10 @@ class Layers:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One component as it is stored: its tensors by their names in `layout`, without the prefix of the file."""
+    """One component as it is stored: its tensors by their names in `layout`, without the prefix of the file.
+
+    Of a layout that stores several of our tensors as one these are its pieces, see `fused`.
+    """
 
     where: Path
     layout: Layout
@@ -81,11 +85,18 @@ def split(where: Path, tensors: Mapping[str, TensorInfo], kinds: Mapping[str, It
         kinds: the layouts that each kind of component may have; only their fingerprints are looked for.
 
     Raises:
-        CheckpointError: two components of a kind, two without a prefix, or tensors that belong to none.
+        CheckpointError: two components of a kind, two without a prefix, or tensors that belong to none and are not
+            passed over by a layout.
     """
+    every = {kind: _hits(tensors, layouts) for kind, layouts in kinds.items()}
+    seen = [layout for hits in every.values() for _, layout in hits]
+
+    def is_ignored(name: str) -> bool:
+        return any(layout.ignores(name) for layout in seen)
+
     found: dict[str, tuple[str, Layout]] = {}
-    for kind, layouts in kinds.items():
-        hits = _hits(tensors, layouts)
+    for kind, all_hits in every.items():
+        hits = [(prefix, layout) for prefix, layout in all_hits if not is_ignored(prefix + layout.fingerprint)]
         if len(hits) > 1:
             raise CheckpointError(f"{where}: holds {len(hits)} components of the kind {kind!r}; there must be one.")
         if hits:
@@ -97,13 +108,20 @@ def split(where: Path, tensors: Mapping[str, TensorInfo], kinds: Mapping[str, It
     strays = []
     for name, info in tensors.items():
         of = max((prefix for prefix in prefixes if name.startswith(prefix)), key=len, default=None)
+        if is_ignored(name):
+            continue
         if of is None:
             strays.append(name)
         else:
             members[of][name.removeprefix(of)] = info
     if strays and found:
         raise CheckpointError(f"{where}: {some(strays, 'of no component that is known')}.")
-    return {kind: Part(where=where, layout=layout, tensors=members[of]) for kind, (of, layout) in found.items()}
+    return {kind: _part(where, layout, members[of]) for kind, (of, layout) in found.items()}
+
+
+def _part(where: Path, layout: Layout, tensors: Mapping[str, TensorInfo]) -> Part:
+    used = {name: info for name, info in tensors.items() if not layout.ignores(name)}
+    return Part(where=where, layout=layout, tensors=apart(used, layout))
 
 
 def _hits(names: Iterable[str], layouts: Iterable[Layout]) -> Sequence[tuple[str, Layout]]:

@@ -11,6 +11,7 @@ models keep the original names, shapes with the last axis first, and where a sha
 import math
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -90,6 +91,10 @@ class Stored:
         Raises:
             CheckpointError: it cannot be read.
         """
+        if info.piece is not None:
+            place, count = info.piece
+            shape = (info.shape[0] * count, *info.shape[1:])
+            return self.get(replace(info, piece=None, shape=shape), device).chunk(count)[place]
         tensor = self._get(info).to(device)
         if info.scale is None:
             return tensor

@@ -26,30 +26,49 @@ _ALIGNMENT = 8  # bytes, of where the data begins
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """A tensor that is to be written: where it is stored, and the dtype (the format's code) that it becomes."""
+    """A tensor that is to be written: where it is stored, and the dtype (the format's code) that it becomes.
+
+    then: others that follow it along the first axis, and are one tensor with it.
+    """
 
     source: TensorInfo
     dtype: str
+    then: tuple[TensorInfo, ...] = ()
+
+    @property
+    def sources(self) -> tuple[TensorInfo, ...]:
+        """Where its numbers are stored, in their order."""
+        return (self.source, *self.then)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Its shape."""
-        return self.source.shape
+        if not self.then:
+            return self.source.shape
+        return (sum(info.shape[0] for info in self.sources), *self.source.shape[1:])
 
     @property
     def nbytes(self) -> int:
         """Its bytes once it is written."""
-        return self.source.numel * BYTES[self.dtype]
+        return sum(info.numel for info in self.sources) * BYTES[self.dtype]
 
 
 Tensors = Mapping[str, Planned | bytes]  # bytes: a tensor of them, uint8
 
 
-def planned(info: TensorInfo, dtype: str | None) -> Planned:
-    """A tensor as `dtype`, or None for the one that it has (bfloat16 if it is quantised); whole numbers stay so."""
+def planned(info: TensorInfo, dtype: str | None, *then: TensorInfo) -> Planned:
+    """A tensor as `dtype`, or None for the one that it has (bfloat16 if it is quantised); whole numbers stay so.
+
+    then: see `Planned`; of several that are to keep dtypes that differ, float32.
+    """
+    kept = {_kept(each, dtype) for each in (info, *then)}
+    return Planned(source=info, dtype=kept.pop() if len(kept) == 1 else "F32", then=then)
+
+
+def _kept(info: TensorInfo, dtype: str | None) -> str:
     if info.is_quantised:
-        return Planned(source=info, dtype=dtype or "BF16")
-    return Planned(source=info, dtype=dtype if dtype and info.dtype in FLOATS else info.dtype)
+        return dtype or "BF16"
+    return dtype if dtype and info.dtype in FLOATS else info.dtype
 
 
 def nbytes(tensors: Tensors) -> int:
@@ -146,12 +165,16 @@ def _header(tensors: Tensors) -> bytes:
 
 def _write(write: Callable[[memoryview], object], tensor: Planned) -> None:
     """The numbers of a tensor, cast piece by piece."""
-    found = read_tensor(tensor.source)
     dtype = DTYPES[tensor.dtype]
-    for piece in found.reshape(-1).split(_PIECE):
+    for source in tensor.sources:
+        _write_numbers(write, source, dtype)
+
+
+def _write_numbers(write: Callable[[memoryview], object], source: TensorInfo, dtype: torch.dtype) -> None:
+    for piece in read_tensor(source).reshape(-1).split(_PIECE):
         cast = piece.to(dtype)
         if dtype == torch.float16:
-            _refuse_overflow(tensor.source, piece, cast)
+            _refuse_overflow(source, piece, cast)
         write(memoryview(cast.contiguous().view(torch.uint8).numpy()))
 
 

@@ -1,11 +1,14 @@
 """Image encoders: what a model reads of a picture beside the prompt, by CLIP's vision transformer (arXiv 2103.00020).
 
 transformers is imported when it is first used, as in `encoders`. Our names of the tensors are those of its version 5;
-public files have a prefix before them.
+public files have a prefix before them, ComfyUI's too. The original release of Wan names its own module (wan/modules/
+clip.py), which stores queries, keys and values as one tensor, in a file that holds CLIP's text encoder besides.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from math import isqrt
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,9 +17,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from dit_video.checkpoints.headers import TensorInfo
-from dit_video.checkpoints.keymap import Layout, Row, detect, identity
+from dit_video.checkpoints.files import read_json
+from dit_video.checkpoints.keymap import Layout, Row, identity
 from dit_video.checkpoints.load import load_into
+from dit_video.checkpoints.parts import Part
 from dit_video.errors import CheckpointError
 from dit_video.text.encoders import quiet_transformers
 
@@ -35,12 +39,42 @@ _NAMES = (
     *(f"encoder.layers.{{i}}.{name}" for name in _LAYER),
     "post_layernorm.{p}",
 )
-PLAIN = Layout("clip", _NAMES[0], identity(_NAMES))
+_COUNT = "embeddings.position_ids"  # from 0, of older files
+_OF_CLIP = ("visual_projection.weight", "text_model.*", "text_projection.weight", "logit_scale")  # beside the encoder
+PLAIN = Layout("clip", _NAMES[0], identity(_NAMES), ignored=(_COUNT, *_OF_CLIP))
 PREFIXED = Layout(
-    "vision_model", f"vision_model.{_NAMES[0]}", tuple(Row(name, f"vision_model.{name}") for name in _NAMES)
+    "vision_model",
+    f"vision_model.{_NAMES[0]}",
+    tuple(Row(name, f"vision_model.{name}") for name in _NAMES),
+    ignored=(f"vision_model.{_COUNT}", *_OF_CLIP),
 )
-IMAGE_LAYOUTS = (PLAIN, PREFIXED)
-_UNUSED = ("embeddings.position_ids", "visual_projection.weight")  # a count from 0, and what comes after the last layer
+ORIGINAL = Layout(
+    "original",
+    "cls_embedding",
+    (
+        Row("embeddings.class_embedding", "cls_embedding", lead=2),
+        Row("embeddings.patch_embedding.weight", "patch_embedding.weight"),
+        Row("embeddings.position_embedding.weight", "pos_embedding", lead=1),
+        Row("pre_layrnorm.{p}", "pre_norm.{p}"),
+        *(
+            Row(f"encoder.layers.{{i}}.self_attn.{part}_proj.{{p}}", "transformer.{i}.attn.to_qkv.{p}", piece=(k, 3))
+            for k, part in enumerate("qkv")
+        ),
+        Row("encoder.layers.{i}.self_attn.out_proj.{p}", "transformer.{i}.attn.proj.{p}"),
+        Row("encoder.layers.{i}.layer_norm1.{p}", "transformer.{i}.norm1.{p}"),
+        Row("encoder.layers.{i}.layer_norm2.{p}", "transformer.{i}.norm2.{p}"),
+        Row("encoder.layers.{i}.mlp.fc1.{p}", "transformer.{i}.mlp.0.{p}"),
+        Row("encoder.layers.{i}.mlp.fc2.{p}", "transformer.{i}.mlp.2.{p}"),
+        Row("post_layernorm.{p}", "post_norm.{p}"),
+    ),
+    ignored=("head", "textual.*", "log_scale"),
+)
+ORIGINAL_PREFIX = "visual."  # of the image encoder in the release's file
+FOLDER_LAYOUTS = (PLAIN, PREFIXED)
+IMAGE_LAYOUTS = (PLAIN, ORIGINAL)
+"""Of files, where what comes before a name is told by `parts.split`."""
+
+HEAD_DIM = 80  # of ViT-H/14, which no shape tells
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +131,20 @@ def preparation_of(raw: Mapping[str, Any]) -> Preparation:
     return wanted
 
 
+def read_preparation(folder: Path) -> Preparation | None:
+    """How pictures are prepared, as transformers' image processor in a folder says, or its processor of text and
+    images; None where there is neither.
+
+    Raises:
+        CheckpointError: see `preparation_of`.
+    """
+    if (file := folder / "preprocessor_config.json").is_file():
+        return preparation_of(read_json(file))
+    if (file := folder / "processor_config.json").is_file():
+        return preparation_of(read_json(file).get("image_processor") or {})
+    return None
+
+
 def _pair(value: Any) -> tuple[int, int]:
     """(height, width), which older files give as one number where they are alike."""
     return (_side(value["height"]), _side(value["width"])) if isinstance(value, Mapping) else (_side(value),) * 2
@@ -150,6 +198,52 @@ def image_config_of(raw: Mapping[str, Any], preparation: Preparation | None) -> 
     return config
 
 
+def image_fields(part: Part) -> dict[str, Any]:
+    """The fields of transformers' CLIPVisionConfig for an encoder of a file: what shapes tell, and what ViT-H/14 has.
+
+    Raises:
+        CheckpointError: the shapes are not those of such an encoder, or its heads are unknown.
+    """
+    shapes = part.shapes
+    try:
+        width, channels, *patch = shapes["embeddings.patch_embedding.weight"]
+        patches = shapes["embeddings.position_embedding.weight"][0] - 1
+        side = isqrt(patches)
+        if channels != 3 or patch != [patch[0]] * 2 or not side or side**2 != patches:
+            raise ValueError(f"{patches} patches of {'x'.join(map(str, [channels, *patch]))}")
+        if width % HEAD_DIM:
+            raise ValueError(f"{width} wide, with heads that are not {HEAD_DIM} wide")
+        found = ImageConfig(
+            hidden_size=width,
+            intermediate_size=shapes["encoder.layers.0.mlp.fc1.weight"][0],
+            num_hidden_layers=part.layers("encoder.layers").count,
+            num_attention_heads=width // HEAD_DIM,
+            image_size=side * patch[0],
+            patch_size=patch[0],
+        )
+    except KeyError as missing:
+        raise CheckpointError(f"{part.where}: lacks the tensor {missing}, which every CLIP encoder has.") from None
+    except (ValueError, IndexError) as error:
+        raise CheckpointError(f"{part.where}: its shapes are not those of a ViT-H/14 of CLIP ({error}).") from None
+    shape = {each.name: getattr(found, each.name) for each in fields(found) if each.name != "preparation"}
+    return {"model_type": "clip_vision_model", **shape}
+
+
+def image_rows(part: Part) -> tuple[int, int]:
+    """The rows that a picture becomes, and their width. Raises CheckpointError."""
+    name = "embeddings.position_embedding.weight"
+    rows, *width = part.shapes.get(name) or (0,)
+    if len(width) != 1:
+        raise CheckpointError(f"{part.where}: lacks the matrix {name!r}, which every CLIP encoder has.")
+    return rows, width[0]
+
+
+def weights_of(part: Part) -> Part:
+    """The encoder alone, of a part that may have what is passed over."""
+    used = {name: info for name, info in part.tensors.items() if not part.layout.ignores(name)}
+    return replace(part, tensors=used)
+
+
 def prepare(pictures: np.ndarray, how: Preparation) -> Tensor:
     """Pictures (n, H, W, 3) uint8 as the encoder takes them: (n, 3, h, w) float32."""
     if how.resample is None:
@@ -191,20 +285,15 @@ class ImageEncoder:
 
 
 def load_image_encoder(
-    tensors: Mapping[str, TensorInfo],
-    config: ImageConfig,
-    *,
-    dtype: torch.dtype,
-    device: torch.device | str = "cpu",
+    part: Part, config: ImageConfig, *, dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> ImageEncoder:
-    """The encoder that these tensors are.
+    """The encoder that a part is.
 
     Raises:
         CheckpointError: a tensor is missing, unexpected, mis-shaped or unreadable.
     """
-    used = {name: info for name, info in tensors.items() if not name.endswith(_UNUSED)}
     with quiet_transformers():
-        module = load_into(lambda: _build(config), used, detect(used, IMAGE_LAYOUTS), dtype=dtype, device=device)
+        module = load_into(lambda: _build(config), weights_of(part).tensors, part.layout, dtype=dtype, device=device)
     return ImageEncoder(module, config.preparation)
 
 

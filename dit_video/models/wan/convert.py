@@ -19,6 +19,7 @@ from typing import Any
 
 from dit_video import atomic
 from dit_video.checkpoints.files import read_json, some, write_json
+from dit_video.checkpoints.fused import together
 from dit_video.checkpoints.headers import TensorInfo, reason
 from dit_video.checkpoints.keymap import Layout
 from dit_video.checkpoints.load import check
@@ -43,7 +44,16 @@ from dit_video.models.wan.vae import WanVAE
 from dit_video.models.wan.vae_layouts import diffusers_config, diffusers_layout, original_layout
 from dit_video.models.wan.variants import VARIANTS
 from dit_video.text.encoders import load_tokenizer
-from dit_video.text.images import PLAIN, PREFIXED, ImageConfig, Preparation
+from dit_video.text.images import ORIGINAL as IMAGE_ORIGINAL
+from dit_video.text.images import (
+    ORIGINAL_PREFIX,
+    PLAIN,
+    PREFIXED,
+    ImageConfig,
+    Preparation,
+    image_fields,
+    weights_of,
+)
 from dit_video.text.layouts import ORIGINAL as TEXT_ORIGINAL
 from dit_video.text.layouts import SPIECE, TRANSFORMERS, text_config
 from dit_video.text.vocabulary import save_tokenizer
@@ -157,8 +167,8 @@ def _check(checkpoint: WanCheckpoint, out: Path) -> None:
     wanted = _names(TRANSFORMERS, told["num_layers"], {"relative_attention_bias": biased})
     _refuse_missing(text, text.shapes, wanted)
     if checkpoint.images is not None:
-        images = checkpoint.parts["image_encoder"]
-        _refuse_missing(images, _image_names(images), _names(PLAIN, checkpoint.images.num_hidden_layers, {}))
+        images = weights_of(checkpoint.parts["image_encoder"])
+        _refuse_missing(images, images.shapes, _names(PLAIN, checkpoint.images.num_hidden_layers, {}))
 
 
 def _names(layout: Layout, layers: int, fewer: Mapping[str, int]) -> Iterator[str]:
@@ -175,17 +185,6 @@ def _refuse_missing(part: Part, there: Mapping[str, Any], wanted: Iterator[str])
         raise CheckpointError(f"{part.where}: {some(missing, 'missing')}.")
 
 
-def _image_names(part: Part) -> dict[str, str]:
-    """The tensors of an image encoder that are weights of the layers that are used: our name -> the file's."""
-    found = {}
-    for name in part.tensors:
-        try:
-            found[part.layout.to_ours(name)] = name
-        except CheckpointError:  # what comes after the last layer, or a count from 0
-            continue
-    return found
-
-
 def _transformers(checkpoint: WanCheckpoint) -> list[str]:
     return [name for name in checkpoint.parts if name.startswith("transformer")]
 
@@ -196,13 +195,13 @@ def _config(checkpoint: WanCheckpoint, name: str) -> DiTConfig:
 
 def _renamed(part: Part, layout: Layout, dtype: str | None) -> dict[str, Planned | bytes]:
     """The tensors of a part by their names in another layout."""
-    return {layout.to_theirs(part.layout.to_ours(name)): planned(info, dtype) for name, info in part.tensors.items()}
+    ours = {part.layout.to_ours(name): info for name, info in part.tensors.items()}
+    return {name: planned(first, dtype, *then) for name, (first, *then) in together(ours, layout).items()}
 
 
 def _renamed_images(part: Part, dtype: str | None) -> dict[str, Planned | bytes]:
     """Those of an image encoder by the names of public files, which every version of transformers reads."""
-    names = _image_names(part)
-    return {PREFIXED.to_theirs(ours): planned(part.tensors[name], dtype) for ours, name in names.items()}
+    return _renamed(weights_of(part), PREFIXED, dtype)
 
 
 # diffusers.
@@ -368,6 +367,7 @@ def _differing(ours: Defaults, usual: Defaults) -> list[str]:
 def _to_original(checkpoint: WanCheckpoint, out: Path, dtype: str | None) -> Conversion:
     parts: dict[str, Weights] = {}
     files: _Files = {}
+    notes = ["what the release keeps in pickles (.pth) is written as .safetensors"]
     transformers = _transformers(checkpoint)
     for name in transformers:
         part, config = checkpoint.parts[name], _config(checkpoint, name)
@@ -382,8 +382,13 @@ def _to_original(checkpoint: WanCheckpoint, out: Path, dtype: str | None) -> Con
     text = _renamed(checkpoint.parts["text_encoder"], TEXT_ORIGINAL, dtype)
     parts["text_encoder"] = Weights(place="models_t5_umt5-xxl-enc", tensors=text)
     if checkpoint.images is not None:
-        images = _renamed_images(checkpoint.parts["image_encoder"], dtype)
-        parts["image_encoder"] = Weights(place="models_clip_open-clip-xlm-roberta-large-vit-huge-14", tensors=images)
+        _refuse_images(checkpoint.parts["image_encoder"], checkpoint.images)
+        images = _renamed(weights_of(checkpoint.parts["image_encoder"]), IMAGE_ORIGINAL, dtype)
+        parts["image_encoder"] = Weights(
+            place="models_clip_open-clip-xlm-roberta-large-vit-huge-14",
+            tensors={ORIGINAL_PREFIX + name: each for name, each in images.items()},
+        )
+        notes.append("image encoder: written alone; the release's file holds CLIP's text encoder besides")
     folder, source = "google/umt5-xxl", checkpoint.tokenizer
     kept = isinstance(source, Path) and (source / "tokenizer.json").is_file()
     if kept and isinstance(source, Path):
@@ -398,7 +403,7 @@ def _to_original(checkpoint: WanCheckpoint, out: Path, dtype: str | None) -> Con
         tokenizer=None if kept else folder,
         source=source,
         lost=_lost(checkpoint, out),
-        notes=("VAE and text encoder are written as .safetensors, not as the release's pickles (.pth)", *vae_notes),
+        notes=(*notes, *vae_notes),
     )
 
 
@@ -429,6 +434,7 @@ def _to_comfyui(checkpoint: WanCheckpoint, out: Path, dtype: str | None) -> Conv
         files["text_encoders/tokenizer.json"] = load_tokenizer(source).to_str(pretty=True).encode()
     parts["text_encoder"] = Weights(place=f"text_encoders/{name}_umt5", tensors=text)
     if checkpoint.images is not None:
+        _refuse_images(checkpoint.parts["image_encoder"], checkpoint.images)
         images = _renamed_images(checkpoint.parts["image_encoder"], dtype)
         parts["image_encoder"] = Weights(place=f"clip_vision/{name}_clip", tensors=images)
     model = f"{parts[transformers[-1]].place}.safetensors"
@@ -488,6 +494,14 @@ def _refuse_text(checkpoint: WanCheckpoint) -> None:
         if told.get(key, value) != value:
             rule = f"{_ONLY_DIFFUSERS} that; elsewhere it means {value!r}"
             raise CheckpointError(f"{file}: {key} is {told[key]!r}; {rule}.")
+
+
+def _refuse_images(part: Part, images: ImageConfig) -> None:
+    """Refuses an image encoder of which its shapes do not tell all. Raises CheckpointError."""
+    for key, value in image_fields(weights_of(part)).items():
+        if (told := getattr(images, key, value)) != value:
+            rule = f"{_ONLY_DIFFUSERS} that; elsewhere it means {value!r}"
+            raise CheckpointError(f"{part.where}: {key} is {told!r}; {rule}.")
 
 
 def _spiece(source: Path | TensorInfo) -> bytes | None:

@@ -31,7 +31,7 @@ from dit_video.models.wan.vae_layouts import diffusers_config, diffusers_layout,
 from dit_video.models.wan.variants import VARIANTS
 from dit_video.shapes import parse_size
 from dit_video.text.encoders import folder_part
-from dit_video.text.images import IMAGE_LAYOUTS, ImageConfig, Preparation, image_config_of, preparation_of
+from dit_video.text.images import FOLDER_LAYOUTS, ImageConfig, image_config_of, read_preparation
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -92,7 +92,7 @@ def open_folder(path: Path) -> WanCheckpoint:
         images = _images(path, dit)
         tensors = _headers(path, "image_encoder")
         parts["image_encoder"] = Part(
-            where=path / "image_encoder", layout=detect(tensors, IMAGE_LAYOUTS), tensors=tensors
+            where=path / "image_encoder", layout=detect(tensors, FOLDER_LAYOUTS), tensors=tensors
         )
     parts["text_encoder"] = folder_part(path / "text_encoder")
     variant = variant_of(dit, vae, boundary, path)
@@ -168,7 +168,8 @@ def _headers(path: Path, part: str) -> dict[str, TensorInfo]:
 
 def _images(path: Path, dit: DiTConfig) -> ImageConfig:
     """The configuration of the image encoder, whose rows the transformer attends to."""
-    images = image_config_of(read_json(path / "image_encoder" / "config.json"), _preparation(path / "image_processor"))
+    preparation = read_preparation(path / "image_processor")
+    images = image_config_of(read_json(path / "image_encoder" / "config.json"), preparation)
     if images.hidden_size != dit.image_dim:
         raise CheckpointError(
             f"{path}: the image encoder's hidden_size is {images.hidden_size}; the transformer's image_dim is "
@@ -180,15 +181,6 @@ def _images(path: Path, dit: DiTConfig) -> ImageConfig:
             f"{2 * images.rows}."
         )
     return images
-
-
-def _preparation(folder: Path) -> Preparation | None:
-    """How pictures are prepared, as transformers' image processor says, or its processor of text and images."""
-    if (file := folder / "preprocessor_config.json").is_file():
-        return preparation_of(read_json(file))
-    if (file := folder / "processor_config.json").is_file():
-        return preparation_of(read_json(file).get("image_processor") or {})
-    return None
 
 
 def _defaults(path: Path, variant: str) -> tuple[Defaults, dict[str, list[str]]]:

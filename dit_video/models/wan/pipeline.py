@@ -105,7 +105,7 @@ class WanCheckpoint(DescribedModel):
         """The image encoder. Raises CheckpointError."""
         if self.images is None:
             return super().load_images(dtype=dtype, device=device)
-        return load_image_encoder(self.parts["image_encoder"].tensors, self.images, dtype=dtype, device=device)
+        return load_image_encoder(self.parts["image_encoder"], self.images, dtype=dtype, device=device)
 
     def load_dit(
         self,

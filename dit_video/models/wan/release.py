@@ -1,14 +1,14 @@
 """Wan models as they are released and repackaged: original folders, and files that each hold a part or several.
 
-    original    config.json  diffusion_pytorch_model*.safetensors  Wan2.?_VAE.pth  models_t5_*.pth  google/umt5-xxl/
-                with two experts high_noise_model/ and low_noise_model/ instead of the first two
+    original    config.json  diffusion_pytorch_model*.safetensors  Wan2.?_VAE.pth  models_t5_*.pth  [models_clip_*.pth]
+                google/umt5-xxl/, with two experts high_noise_model/ and low_noise_model/ instead of the first two
     ComfyUI     diffusion_models/FILE, and beside that folder vae/, text_encoders/ or clip/, clip_vision/
 
 What is missing is looked for where people keep it, by the file's name and then by what its header says, and the first
 that fits is taken; `WanCheckpoint.took` says which.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,17 +36,28 @@ from dit_video.models.wan.vae_layouts import (
     original_layout,
 )
 from dit_video.text.encoders import has_tokenizer
+from dit_video.text.images import (
+    IMAGE_LAYOUTS,
+    PLAIN,
+    ImageConfig,
+    image_config_of,
+    image_fields,
+    image_rows,
+    read_preparation,
+)
 from dit_video.text.layouts import TEXT_LAYOUTS, text_part, text_width
 
 KINDS: Mapping[str, tuple[Layout, ...]] = {
     "transformer": LAYOUTS,
     "vae": (ORIGINAL_NAMES, DIFFUSERS_NAMES),
     "text_encoder": TEXT_LAYOUTS,
+    "image_encoder": IMAGE_LAYOUTS,
 }
 _WEIGHTS = "diffusion_pytorch_model"
 _UNKNOWN = "is no model that is known; its tensors are not named as those of a Wan model are"
 _NOISE = {"transformer": "high_noise", "transformer_2": "low_noise"}
 _BOUNDARIES = {16: 0.875, 36: 0.9}  # of the A14B releases, by the channels that their experts take
+_VISION = "clip_vision_model"  # transformers' model_type
 _TOKENIZERS = ("tokenizer", "google/umt5-xxl", "umt5-xxl")  # folders that may hold one
 _MODELS = ("diffusion_models", "unet", "checkpoints")  # ComfyUI's folders of transformers
 _FOLDERS = {"vae": ("vae",), "text_encoder": ("text_encoders", "clip"), "image_encoder": ("clip_vision",)}
@@ -73,7 +84,9 @@ def open_release(path: Path, named: Named) -> WanCheckpoint:
     dit = found.configs["transformer"]
     took: list[str] = []
     parts = dict(found.parts)
-    for kind in ("vae", "text_encoder"):
+    if dit.image_dim is None and named.image_encoder is not None:
+        raise CheckpointError(f"--image-encoder {named.image_encoder}: the model {path} takes no image encoder.")
+    for kind in ("vae", "text_encoder", *(("image_encoder",) if dit.image_dim is not None else ())):
         given = getattr(named, kind)
         if given is not None:
             parts[kind] = _only(given, kind)
@@ -86,8 +99,7 @@ def open_release(path: Path, named: Named) -> WanCheckpoint:
             took.append(f"{kind.replace('_', ' ')}: {parts[kind].where}")
     vae, parts["vae"] = _vae(parts["vae"])
     check_channels(path, dit, vae)
-    if dit.image_dim is not None:
-        raise CheckpointError(f"{path}: needs an image encoder, which is read from diffusers folders only.")
+    images = _images(parts["image_encoder"], path) if dit.image_dim is not None else None
     text = text_part(parts["text_encoder"])
     parts["text_encoder"] = text.part
     tokenizer = text.spiece or _tokenizer(path, text.part.where)
@@ -102,6 +114,7 @@ def open_release(path: Path, named: Named) -> WanCheckpoint:
         vae=vae,
         parts=parts,
         experts=found.configs,
+        images=images,
         components={name: summarize(part.tensors.values()) for name, part in parts.items()},
         defaults=RELEASES.get(variant, Defaults()),
         boundary=boundary,
@@ -181,7 +194,7 @@ def _transformer(where: Path, found: Mapping[str, Part]) -> Part:
     if found:
         kind = next(iter(found))
         advice = f"pass the transformer's file as --model, and this one as {_OPTIONS[kind]}"
-        raise CheckpointError(f"{where}: holds a {kind.replace('_', ' ')} and no transformer; {advice}.")
+        raise CheckpointError(f"{where}: holds {_a(kind)} and no transformer; {advice}.")
     raise CheckpointError(f"{where}: {_UNKNOWN}.")
 
 
@@ -194,11 +207,24 @@ def _config(part: Part, file: Path | None = None) -> DiTConfig:
 
 def _only(file: Path, kind: str) -> Part:
     """The part of a kind in a file that was named for it."""
-    found = split(file, read_tensors(file), KINDS)
+    tensors = read_tensors(file)
+    found = split(file, tensors, KINDS)
     if kind not in found:
-        holds = f"a {next(iter(found)).replace('_', ' ')}" if found else "none that is known"
-        raise CheckpointError(f"{file}: must hold a {kind.replace('_', ' ')}, and holds {holds}.")
+        raise CheckpointError(f"{file}: must hold {_a(kind)}, and holds {_content(found, tensors)}.")
     return found[kind]
+
+
+def _a(kind: str) -> str:
+    """A kind of part in words, with its article."""
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind.replace('_', ' ')}"
+
+
+def _content(found: Mapping[str, Part], names: Iterable[str]) -> str:
+    """What a file holds that is not what it should, in words."""
+    if found:
+        return _a(next(iter(found)))
+    text = any(name.startswith("text_model.") for name in names)
+    return "the text encoder of a CLIP" if text else "none that is known"
 
 
 # What goes with them.
@@ -220,13 +246,37 @@ def _vae(part: Part) -> tuple[VAEConfig, Part]:
     return vae, replace(part, layout=original_layout(vae))
 
 
+def _images(part: Part, path: Path) -> ImageConfig:
+    """The image encoder's configuration: what is beside it in a diffusers folder, or else what its shapes tell.
+
+    Pictures are prepared as an image_processor/ of the model or beside the encoder says, or else as by the release.
+    """
+    near = [path, *part.where.parents[:2]]
+    preparation = next((found for place in near if (found := read_preparation(place / "image_processor"))), None)
+    config = part.where.with_name("config.json")
+    if part.layout is PLAIN and config.is_file() and (told := read_json(config)).get("model_type") == _VISION:
+        return image_config_of(told, preparation)
+    return image_config_of(image_fields(part), preparation)
+
+
 def _misfit(kind: str, part: Part, dit: DiTConfig) -> str | None:
     """What keeps a part from this transformer, in words."""
     if kind == "vae":
         channels = _vae(part)[0].z_dim
         return None if channels == dit.out_dim else f"its latents have {channels} channels, not {dit.out_dim}"
+    if kind == "image_encoder":
+        return _images_misfit(part, dit)
     width = text_width(part)
     return None if width == dit.text_dim else f"its embeddings are {width} wide, not {dit.text_dim}"
+
+
+def _images_misfit(part: Part, dit: DiTConfig) -> str | None:
+    rows, width = image_rows(part)
+    if width != dit.image_dim:
+        return f"its rows are {width} wide, not {dit.image_dim}"
+    if dit.emb_pos not in (None, 2 * rows):
+        return f"two pictures become {2 * rows} rows, not {dit.emb_pos}"
+    return None
 
 
 def _refuse_misfit(kind: str, part: Part, dit: DiTConfig) -> None:
