@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from dit_video.checkpoints.files import save_tensors
+from dit_video.checkpoints.parts import Keep
 from dit_video.errors import DvgenError, UsageError
 from dit_video.flow.guidance import guided, needs_guidance
 from dit_video.flow.levels import NUM_TRAIN_TIMESTEPS, Levels, flow_levels
@@ -129,7 +130,7 @@ class Stages:
 
     seconds: time spent so far on "load", "text", "encode", "denoise" and "decode". forwards: clips put through the
     transformer so far, counted by the transformer itself. readings, embeds: of the prompts so far, each read once.
-    keep_layers: of the parts whose layers are streamed, how many stay in memory, see `Plan`. cache: of what the text
+    keep_layers: of the parts whose layers are streamed, what stays in memory, see `Plan`. cache: of what the text
     encoder made of prompts. note and warn: where sentences go that may, and that should not, be left out when little
     is to be said.
     """
@@ -141,7 +142,7 @@ class Stages:
         dtype: torch.dtype,
         device: torch.device,
         keep: bool = False,
-        keep_layers: Mapping[str, int] | None = None,
+        keep_layers: Mapping[str, Keep] | None = None,
         cache: EmbeddingCache | None = None,
         progress: Progress = _silent,
         note: Note = _silent,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from dit_video.checkpoints.headers import Summary
-    from dit_video.checkpoints.parts import Layers
+    from dit_video.checkpoints.parts import Keep, Layers
     from dit_video.models.wan.dit import DiTConfig
     from dit_video.models.wan.vae import VAEConfig
 
@@ -59,7 +59,7 @@ class Plan:
     tile: latents on a side of the windows that the decoder works in; None for whole frames. text_bytes, denoise_bytes,
     decode_bytes: with the weights of the stage. encode_bytes: likewise, of models that take pictures beside the noise,
     for which all of the clip is encoded. pass_flops: of one clip once through the transformer. keep_layers: of the
-    parts whose layers are streamed, how many of them stay in memory.
+    parts whose layers are streamed, what of them stays in memory.
     """
 
     shape: VideoShape
@@ -71,7 +71,7 @@ class Plan:
     decode_bytes: int
     encode_bytes: int
     pass_flops: float
-    keep_layers: Mapping[str, int]
+    keep_layers: "Mapping[str, Keep]"
 
     @property
     def tokens(self) -> int:
@@ -91,11 +91,16 @@ def plan(
     itemsize: int,
     tile: int | None = None,
     available: int | None = None,
+    holds: bool = False,
 ) -> Plan:
     """The plan of one guided clip, parameters of `itemsize` bytes, decoded whole or in windows of `tile` latents.
 
     available: bytes that there are; layers of parts that do not fit in them beside their stage's work are streamed.
+    holds: they may be held as they are stored, on a device with memory of its own (elsewhere the system's cache of the
+    disk does that).
     """
+    from dit_video.checkpoints.parts import Keep
+
     dit, vae = checkpoint.dit, checkpoint.vae
     padded = checkpoint.grid.padded(shape)
     grid = checkpoint.grid.tokens(checkpoint.grid.latent(shape))
@@ -115,9 +120,12 @@ def plan(
     weights = {name: part.parameters * itemsize for name, part in checkpoint.components.items()}
     for name, layers in checkpoint.layers.items():
         if available is not None and weights[name] + work[name] > available:
-            room = (available - work[name]) // itemsize - layers.parameters(0)
-            keep_layers[name] = min(max(room // layers.largest, 0), layers.count)
-            weights[name] = layers.parameters(keep_layers[name]) * itemsize
+            least, room = layers.parameters(0) * itemsize, available - work[name]
+            if holds and layers.stored is not None and least + layers.stored <= room:
+                keep_layers[name], weights[name] = Keep(stored=True), least + layers.stored
+                continue
+            fit = min(max((room - least) // itemsize // layers.largest, 0), layers.count)
+            keep_layers[name], weights[name] = Keep(fit), layers.parameters(fit) * itemsize
     encoded = ENCODER_WORK * vae.dim // vae.patch**2 + 3 * padded.num_frames  # numbers for every pixel of a frame
     block = 2 * tokens * (6 * dit.dim**2 + 2 * dit.dim * dit.ffn_dim) + 4 * tokens**2 * dit.dim
     return Plan(
@@ -140,9 +148,11 @@ def weights_bytes(checkpoint: Described, itemsize: int) -> int:
     return sum(part.parameters for part in checkpoint.components.values()) * itemsize
 
 
-def check_memory(checkpoint: Described, shape: VideoShape, *, itemsize: int, available: int) -> Plan:
+def check_memory(
+    checkpoint: Described, shape: VideoShape, *, itemsize: int, available: int, holds: bool = False
+) -> Plan:
     """The plan of a clip that fits in `available` bytes: with all weights in memory and its frames decoded whole where
-    that fits, else with layers that are streamed, and in tiles.
+    that fits, else with layers that are streamed, and in tiles; holds: see `plan`.
 
     Raises:
         UsageError: it does not; the message says what it would take and the nearest size that fits.
@@ -154,29 +164,30 @@ def check_memory(checkpoint: Described, shape: VideoShape, *, itemsize: int, ava
                 f"takes {_gigabytes(summary.parameters * itemsize)} of memory, and there are {_gigabytes(available)}"
             )
             raise UsageError(f"this model's {part} alone {needs}; try {dtype}a smaller model.")
-    wanted = _plan_that_may_fit(checkpoint, shape, itemsize, available)
+    wanted = _plan_that_may_fit(checkpoint, shape, itemsize, available, holds)
     if wanted.nbytes <= available:
         return wanted
     stages = {"denoising": wanted.denoise_bytes, "decoding": wanted.decode_bytes, "encoding": wanted.encode_bytes}
     stages["reading the prompt of"] = wanted.text_bytes
     part = max(stages, key=lambda name: stages[name])
     needs = f"{part} its {wanted.tokens:,} patches takes about {_gigabytes(wanted.nbytes)} of memory"
-    nearest = _nearest(checkpoint, shape, itemsize, available)
+    nearest = _nearest(checkpoint, shape, itemsize, available, holds)
     raise UsageError(f"{shape}: {needs}, and there are {_gigabytes(available)}; {nearest}.")
 
 
-def _plan_that_may_fit(checkpoint: Described, shape: VideoShape, itemsize: int, available: int) -> Plan:
-    whole = plan(checkpoint, shape, itemsize=itemsize, available=available)
+def _plan_that_may_fit(checkpoint: Described, shape: VideoShape, itemsize: int, available: int, holds: bool) -> Plan:
+    whole = plan(checkpoint, shape, itemsize=itemsize, available=available, holds=holds)
     if whole.nbytes <= available:
         return whole
-    return plan(checkpoint, shape, itemsize=itemsize, tile=MIN_TILE, available=available)
+    return plan(checkpoint, shape, itemsize=itemsize, tile=MIN_TILE, available=available, holds=holds)
 
 
-def _nearest(checkpoint: Described, shape: VideoShape, itemsize: int, available: int) -> str:
+def _nearest(checkpoint: Described, shape: VideoShape, itemsize: int, available: int, holds: bool) -> str:
     scale = min(shape.width, shape.height)
     for side in sorted({scale * n // 64 for n in range(1, 64)}, reverse=True):
         smaller = replace(shape, width=shape.width * side // scale, height=shape.height * side // scale)
-        if side >= MIN_SIDE and _plan_that_may_fit(checkpoint, smaller, itemsize, available).nbytes <= available:
+        fitting = _plan_that_may_fit(checkpoint, smaller, itemsize, available, holds)
+        if side >= MIN_SIDE and fitting.nbytes <= available:
             return f"the nearest of this shape is {smaller.width}x{smaller.height}"
     return "no size of this length fits: ask for fewer frames, or use a smaller model"
 

@@ -161,7 +161,13 @@ def _answer(request: Request, speaker: console.Speaker) -> "tuple[list[Answer], 
         raise UsageError(f"--mode {request.mode}: this model animates images; the nearest is --mode image.")
     device = pick_device(request.device)
     dtype = pick_dtype(request.dtype, device)
-    plan = check_memory(checkpoint, shape, itemsize=dtype.itemsize, available=memory_for(device, None))
+    plan = check_memory(
+        checkpoint,
+        shape,
+        itemsize=dtype.itemsize,
+        available=memory_for(device, None),
+        holds=device.type != "cpu",
+    )
     tile = plan.tile
     with explained_memory(shape):
         loras.tell(checkpoint, speaker.note, speaker.warn)

@@ -192,7 +192,7 @@ class Sampling:
         from dit_video.plan import check_memory
 
         available = memory_for(device, self.memory)
-        return check_memory(checkpoint, shape, itemsize=dtype.itemsize, available=available)
+        return check_memory(checkpoint, shape, itemsize=dtype.itemsize, available=available, holds=device.type != "cpu")
 
     def place(self) -> "tuple[torch.device, torch.dtype]":
         """The device and the dtype. Raises UsageError."""
@@ -318,8 +318,9 @@ def what_it_takes(plan: "Plan", settings: "Settings", device: "torch.device", *,
     if plan.padded != plan.shape:
         line += f"; computed as {plan.padded}, then cropped and trimmed"
     for part, keep in plan.keep_layers.items():
-        line += f"; the layers of the {part.replace('_', ' ')} are read as they are needed"
-        line += f", but for {keep} that stay in memory" if keep else ""
+        line += f"; the layers of the {part.replace('_', ' ')} are "
+        line += "cast as they are needed" if keep.stored else "read as they are needed"
+        line += f", but for {keep.layers} that stay in memory" if keep.layers else ""
     if plan.tile:
         line += f"; decoded in tiles of {plan.tile}x{plan.tile} latents, since whole frames do not fit in memory"
     evaluations = 2 * steps - 1 if settings.solver == "heun" else steps

@@ -18,6 +18,7 @@ from dit_video.checkpoints.headers import FLOATS, TensorInfo
 from dit_video.checkpoints.keymap import Layout, whole_name
 from dit_video.checkpoints.stored import Stored, loadable
 from dit_video.checkpoints.stream import StoredRows, Stream, copied, install, install_rows
+from dit_video.checkpoints.transfer import Held, Transfer
 from dit_video.errors import CheckpointError
 
 M = TypeVar("M", bound=nn.Module)
@@ -61,13 +62,14 @@ def load_into(
         module = build()
     twins = _twins(module)
     sources = _match(module, tensors, layout, twins)
-    reader = _Reader(dtype, torch.device(device), float32_names, change)
+    transfer = Transfer(torch.device(device))
+    reader = _Reader(dtype, transfer, float32_names, change)
     now = sources
     if stream is not None:
-        now = install(module, stream, sources, reader.read)
+        now = install(module, stream, sources, reader.read, transfer)
     if stream is not None and stream.rows is not None:
         weight = f"{stream.rows}.weight"
-        install_rows(module, _names(weight, twins), StoredRows(now.pop(weight), dtype, reader.device))
+        install_rows(module, _names(weight, twins), StoredRows(now.pop(weight), dtype, transfer.device))
     for name, tensor in reader.read(now):
         if stream is not None and name.startswith(stream.layers):
             tensor = copied(tensor)  # what is kept must not be a map that the system drops while others are read
@@ -98,18 +100,27 @@ class _Reader:
     """Tensors of files as a module's parameters, see `load_into`."""
 
     dtype: torch.dtype
-    device: torch.device
+    transfer: Transfer
     float32_names: Callable[[str], bool]
     change: Callable[[str, Tensor], Tensor]
 
-    def read(self, sources: Mapping[str, TensorInfo]) -> Iterator[tuple[str, Tensor]]:
-        """Each tensor by our name; of one that stays as it is stored, on the CPU, a map of the file."""
+    def read(self, sources: Mapping[str, TensorInfo], held: Held | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Each tensor by our name; of one that stays as it is stored, on the CPU, a map of the file.
+
+        held: where they are, if not in their files.
+        """
+        if held is not None:
+            for name, info in sources.items():
+                yield name, self._ready(name, held.get(info))
+            return
         by_file = sorted(sources.items(), key=lambda item: item[1].file)
         for file, group in groupby(by_file, key=lambda item: item[1].file):
             with Stored(file) as stored:
                 for name, info in group:
-                    target = torch.float32 if self.float32_names(name) else self.dtype
-                    yield name, self.change(name, stored.get(info, self.device)).to(target)
+                    yield name, self._ready(name, stored.get(info, self.transfer))
+
+    def _ready(self, name: str, tensor: Tensor) -> Tensor:
+        return self.change(name, tensor).to(torch.float32 if self.float32_names(name) else self.dtype)
 
 
 def save_model(module: nn.Module, file: Path, layout: Layout, dtype: torch.dtype | None = None) -> None:

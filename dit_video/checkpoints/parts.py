@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dit_video.checkpoints.files import some
 from dit_video.checkpoints.fused import apart
-from dit_video.checkpoints.headers import Summary, TensorInfo, read_metadata, summarize
+from dit_video.checkpoints.headers import BYTES, Summary, TensorInfo, read_metadata, summarize
 from dit_video.checkpoints.keymap import Layout
 from dit_video.checkpoints.quantised import peeled
 from dit_video.checkpoints.stored import SAFETENSORS, describe
@@ -19,15 +19,29 @@ from dit_video.errors import CheckpointError
 
 
 @dataclass(frozen=True)
+class Keep:
+    """What stays in memory of layers that do not fit in it whole.
+
+    layers: how many that are ready for use. stored: all of them, as they are stored, of which each becomes ready when
+    its turn comes; on a device with memory of its own.
+    """
+
+    layers: int = 0
+    stored: bool = False
+
+
+@dataclass(frozen=True)
 class Layers:
     """Layers of a part that can be streamed.
 
     count: how many. largest: the parameters of the largest. rest: those that are in memory beside them in any case.
+    stored: the bytes of all layers as they are stored; None where a device cannot hold them so.
     """
 
     count: int
     largest: int
     rest: int
+    stored: int | None = None
 
     def parameters(self, keep: int) -> int:
         """In memory at a time, with `keep` layers that stay: the one that computes and the next are there besides."""
@@ -54,13 +68,17 @@ class Part:
         """A list of layers that can be streamed, by our name of it; rows: of an embedding whose rows can be."""
         sizes: dict[str, int] = {}
         rest = 0
-        for ours, shape in self.shapes.items():
+        stored: list[TensorInfo] = []
+        for theirs, (ours, shape) in zip(self.tensors, self.shapes.items(), strict=True):
             if ours.startswith(f"{name}."):
                 number = ours[len(name) + 1 :].partition(".")[0]
                 sizes[number] = sizes.get(number, 0) + math.prod(shape)
+                stored.append(self.tensors[theirs])
             elif ours != f"{rows}.weight":
                 rest += math.prod(shape)
-        return Layers(len(sizes), max(sizes.values(), default=0), rest)
+        whole = all(info.dtype in BYTES and info.piece is None for info in stored)
+        nbytes = sum(info.nbytes + (info.scale.nbytes if info.scale else 0) for info in stored) if whole else None
+        return Layers(len(sizes), max(sizes.values(), default=0), rest, nbytes)
 
     @property
     def summary(self) -> Summary:

@@ -85,8 +85,10 @@ class Stored:
     ) -> None:
         self._close(kind, error, trace)
 
-    def get(self, info: TensorInfo, device: torch.device | str = "cpu") -> Tensor:
-        """A tensor of this file: on the CPU a map of the file where it is stored as it is, float32 if it is quantised.
+    def get(self, info: TensorInfo, move: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Tensor:
+        """A tensor of this file: a map of the file where it is stored as it is, float32 if it is quantised.
+
+        move: brings it to another device, before it is made from what is stored.
 
         Raises:
             CheckpointError: it cannot be read.
@@ -94,11 +96,14 @@ class Stored:
         if info.piece is not None:
             place, count = info.piece
             shape = (info.shape[0] * count, *info.shape[1:])
-            return self.get(replace(info, piece=None, shape=shape), device).chunk(count)[place]
-        tensor = self._get(info).to(device)
-        if info.scale is None:
-            return tensor
-        return scaled(tensor, self._get(info.scale).to(device))
+            return self.get(replace(info, piece=None, shape=shape), move).chunk(count)[place]
+        return ready(info, lambda each: move(self.raw(each)))
+
+    def raw(self, info: TensorInfo) -> Tensor:
+        """What is stored under the name of a tensor, without its scale. Raises CheckpointError."""
+        with self._explained():
+            tensor = self._read(info.name)
+        return tensor if tuple(tensor.shape) == info.shape else tensor.reshape(info.shape)
 
     def rows(self, info: TensorInfo, index: Tensor) -> Tensor:
         """Rows (n, in) of a matrix (out, in) of this file, and nothing else of it, as `get` gives them.
@@ -110,13 +115,8 @@ class Stored:
             rows = self._read_rows(info.name, index).reshape(len(index), *info.shape[1:])
             if info.scale is None:
                 return rows
-            scale = self._get(info.scale)
+            scale = self.raw(info.scale)
             return scaled(rows, scale if scale.numel() == 1 else scale[index * len(scale) // info.shape[0]])
-
-    def _get(self, info: TensorInfo) -> Tensor:
-        with self._explained():
-            tensor = self._read(info.name)
-        return tensor if tuple(tensor.shape) == info.shape else tensor.reshape(info.shape)
 
     def _explained(self) -> "_Explained":
         return _Explained(self.file)
@@ -140,6 +140,11 @@ class _Explained:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if isinstance(error, Exception) and not isinstance(error, CheckpointError):
             raise CheckpointError(f"{self.file}: cannot be read ({reason(error)}).") from error
+
+
+def ready(info: TensorInfo, raw: Callable[[TensorInfo], Tensor]) -> Tensor:
+    """A tensor as it is used, of what is stored of it: float32 where it has a scale."""
+    return raw(info) if info.scale is None else scaled(raw(info), raw(info.scale))
 
 
 def scaled(tensor: Tensor, scale: Tensor) -> Tensor:

@@ -9,25 +9,28 @@ import torch
 from torch import Tensor, nn
 
 from dit_video.checkpoints.headers import TensorInfo
+from dit_video.checkpoints.parts import Keep
 from dit_video.checkpoints.stored import Stored
+from dit_video.checkpoints.transfer import Held, Transfer
 from dit_video.nn.streaming import Slot, StreamedList, spread
 
 ALIGNMENT = 64  # bytes, of what torch allocates
 MAPPED = 2**18  # bytes, from which memory is asked of the system
 
-Read = Callable[[Mapping[str, TensorInfo]], Iterator[tuple[str, Tensor]]]  # tensors by our names, ready for the module
+Read = Callable[[Mapping[str, TensorInfo], Held | None], Iterator[tuple[str, Tensor]]]
+"""Tensors by our names, ready for the module, from their files or from where they are held."""
 
 
 @dataclass(frozen=True)
 class Stream:
     """What of a module is read only when it is needed.
 
-    layers: the name of the list of layers that are streamed. keep: how many of them stay in memory. rows: the name of
+    layers: the name of the list of layers that are streamed. keep: what stays in memory of them. rows: the name of
     an embedding whose rows are read one by one, from wherever else in the module it is found too.
     """
 
     layers: str
-    keep: int = 0
+    keep: Keep
     rows: str | None = None
 
 
@@ -45,24 +48,30 @@ class StoredRows(nn.Module):
         return rows.to(self.device, self.dtype).unflatten(0, index.shape)
 
 
-def install(module: nn.Module, stream: Stream, sources: Mapping[str, TensorInfo], read: Read) -> dict[str, TensorInfo]:
+def install(
+    module: nn.Module, stream: Stream, sources: Mapping[str, TensorInfo], read: Read, transfer: Transfer
+) -> dict[str, TensorInfo]:
     """Puts layers in a module that read their weights themselves; what is left to be read now, for those that stay.
 
-    sources: the module's tensors by its names.
+    sources: the module's tensors by its names. transfer: to where they are held, if they are.
     """
     path, _, leaf = stream.layers.rpartition(".")
     owner = module.get_submodule(path)
     layers = owner.get_submodule(leaf)
     assert isinstance(layers, nn.ModuleList)
-    kept = spread(len(layers), stream.keep)
+    kept = spread(len(layers), stream.keep.layers)
     of_layers = [_under(f"{stream.layers}.{index}.", sources) for index in range(len(layers))]
+    infos = (info for index, some in enumerate(of_layers) if index not in kept for info in some.values())
+    held = Held(infos, transfer) if stream.keep.stored else None
 
     def fill(index: int, slot: Slot, names: Collection[str]) -> Slot:
         prefix = f"{stream.layers}.{index}."
         wanted = of_layers[index]
         if names:
             wanted = {name: info for name, info in wanted.items() if name[len(prefix) :].startswith(tuple(names))}
-        return {name[len(prefix) :]: copied(tensor, slot.get(name[len(prefix) :])) for name, tensor in read(wanted)}
+        return {
+            name[len(prefix) :]: copied(tensor, slot.get(name[len(prefix) :])) for name, tensor in read(wanted, held)
+        }
 
     setattr(owner, leaf, StreamedList(layers, fill, kept))
     later = {name for index, some in enumerate(of_layers) if index not in kept for name in some}

@@ -19,7 +19,7 @@ from torch import Tensor
 from dit_video.checkpoints.files import read_headers, read_json
 from dit_video.checkpoints.headers import TensorInfo
 from dit_video.checkpoints.load import load_into
-from dit_video.checkpoints.parts import Part
+from dit_video.checkpoints.parts import Keep, Part
 from dit_video.checkpoints.stored import read_tensor
 from dit_video.checkpoints.stream import Stream
 from dit_video.errors import CheckpointError
@@ -83,11 +83,11 @@ class TextEncoder:
         *,
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
-        keep: int | None = None,
+        keep: Keep | None = None,
     ) -> "TextEncoder":
         """The encoder of a file in any layout, see `text.layouts`, or of a folder with a config.json.
 
-        keep: how many of its layers stay in memory while the others are streamed; None for all.
+        keep: what stays in memory of its layers while the others are streamed; None for all.
 
         Raises:
             CheckpointError: a tensor is missing, unexpected or mis-shaped, or cannot be read.

@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 from dit_video.checkpoints.headers import Summary
-from dit_video.checkpoints.parts import Layers
+from dit_video.checkpoints.parts import Keep, Layers
 from dit_video.errors import UsageError
 from dit_video.machine import available_memory, memory_for
 from dit_video.models.wan.random import RandomCheckpoint
@@ -74,12 +74,15 @@ def test_weights_that_do_not_fit_are_named():
         check_memory(WAN_14B, video(81, 480, 832), itemsize=4, available=24 * 10**9)
 
 
+@dataclass(frozen=True, kw_only=True)
 class Streamable(RandomCheckpoint):
     """A model whose layers can be streamed, with the figures of Wan 14B and UMT5-XXL."""
 
+    held: Mapping[str, Layers] | None = None
+
     @property
     def layers(self) -> Mapping[str, Layers]:
-        return {
+        return self.held or {
             "transformer": Layers(40, 352_000_000, 210_000_000),
             "text_encoder": Layers(24, 193_000_000, 4096),
         }
@@ -103,14 +106,31 @@ def test_layers_that_do_not_fit_are_streamed():
 
     assert planned(40).keep_layers == {}
     assert planned(24).keep_layers.keys() == {"transformer"}
-    keeps = [planned(gigabytes).keep_layers["transformer"] for gigabytes in (4, 6, 12, 24)]
+    keeps = [planned(gigabytes).keep_layers["transformer"].layers for gigabytes in (4, 6, 12, 24)]
     assert keeps[0] < keeps[1] < keeps[2] < keeps[3] < 40
     for gigabytes in (4, 6, 12, 24):
         assert planned(gigabytes).nbytes <= gigabytes * 1e9
     assert planned(12).nbytes > 11e9, "what there is is used"
-    assert planned(6).keep_layers["text_encoder"] > 0
+    assert planned(6).keep_layers["text_encoder"].layers > 0
     with pytest.raises(UsageError, match=r"denoising its .* takes about .* GB of memory, and there are 1\.5"):
         planned(1.5)
+
+
+def test_what_a_device_has_room_for_as_it_is_stored_is_held_there():
+    shape, eight_bits = video(9, 240, 416), 14_300_000_000
+
+    def planned(gigabytes: float, stored: int | None, *, holds: bool = True) -> Mapping[str, Keep]:
+        layers = STREAMABLE.layers | {"transformer": replace(STREAMABLE.layers["transformer"], stored=stored)}
+        model = Streamable(dit=WAN_14B.dit, vae=WAN_14B.vae, components=STREAMABLE.components, held=layers)
+        found = check_memory(model, shape, itemsize=2, available=int(gigabytes * 1e9), holds=holds)
+        assert found.nbytes <= gigabytes * 1e9
+        return found.keep_layers
+
+    assert planned(24, eight_bits) == {"transformer": Keep(stored=True)}
+    assert planned(40, eight_bits) == {}
+    assert planned(24, None) == planned(24, eight_bits, holds=False)
+    assert planned(24, None)["transformer"].layers > 25
+    assert planned(12, eight_bits)["transformer"] == planned(12, None)["transformer"]
 
 
 def test_this_machine_has_memory():

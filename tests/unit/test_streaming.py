@@ -1,20 +1,30 @@
 """Layers that are read when their turn comes: the same numbers, in less memory, whatever the order of things."""
 
+import shutil
 from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from dit_video.checkpoints.headers import TensorInfo
+from dit_video.checkpoints.parts import Keep, Part
 from dit_video.checkpoints.stored import Stored, describe
 from dit_video.checkpoints.stream import copied
+from dit_video.checkpoints.transfer import Held, Transfer
 from dit_video.errors import CheckpointError
 from dit_video.generate import Clip, Settings, Stages, sample_latents
 from dit_video.models import open_checkpoint
+from dit_video.models.wan.layouts import DIFFUSERS
+from dit_video.models.wan.pipeline import WanCheckpoint
 from dit_video.nn.streaming import Slot, StreamedList, layers_with, spread
 from dit_video.shapes import VideoShape
 from tests.tiny import tiny_experts_folder, tiny_i2v_folder, tiny_wan21_folder
+from tests.unit.test_wan_release import narrow_heads, original_folder
+
+__all__ = ["narrow_heads"]  # a fixture
 
 WIDTH = 4
 
@@ -115,7 +125,7 @@ def test_streamed_models_give_the_same_numbers(tmp_path: Path, make, dtype: torc
     inputs = torch.randn(checkpoint.dit.in_dim, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     prompts = ["a red ball moving right", "the cat!"]
     results = []
-    for keep in (None, 0, 1):
+    for keep in (None, Keep(0), Keep(1), Keep(stored=True)):
         embeds = checkpoint.load_text(dtype=dtype, keep=keep).encode(prompts)
         dit = checkpoint.load_dit(dtype=dtype, keep=keep)
         more = {}
@@ -126,11 +136,9 @@ def test_streamed_models_give_the_same_numbers(tmp_path: Path, make, dtype: torc
         with torch.no_grad():
             velocity = dit([inputs, inputs], [torch.tensor([500.0, 500.0])] * 2, text, [0, 1], **more)
         results.append([*embeds, *velocity])
-        assert sum(p.is_meta for p in dit.blocks.parameters()) == (
-            0
-            if keep is None
-            else len([1 for name, _ in dit.blocks.named_parameters() if int(name.split(".")[0]) not in spread(2, keep)])
-        )
+        kept = range(2) if keep is None else spread(2, keep.layers)
+        for name, parameter in dit.blocks.named_parameters():
+            assert parameter.is_meta == (int(name.split(".")[0]) not in kept)
     for whole, *others in zip(*results, strict=True):
         assert all(torch.equal(whole, other) for other in others)
 
@@ -141,14 +149,85 @@ def test_streamed_experts_give_the_same_latents(tmp_path: Path):
     settings = Settings(steps=3, guidance=(3.0, 2.0), shift=5.0)
     whole, streamed = (
         sample_latents(Stages(checkpoint, dtype=torch.float32, keep_layers=keep, **HERE), [clip], settings)[0]
-        for keep in ({}, {"transformer": 0, "transformer_2": 1, "text_encoder": 0})
+        for keep in ({}, {"transformer": Keep(), "transformer_2": Keep(1), "text_encoder": Keep(stored=True)})
     )
     assert torch.equal(whole, streamed)
 
 
-def test_rows_are_those_of_the_whole_matrix(tmp_path: Path):
-    from safetensors.torch import save_file
+def in_eight_bits(out: Path) -> Path:
+    """A tiny model of the release whose blocks have matrices in fp8 with scales, as ComfyUI writes them."""
+    folder = original_folder(tiny_wan21_folder(out / "made"), out / "wan")
+    file = folder / "diffusion_pytorch_model.safetensors"
+    found = load_file(file)
+    for name in [name for name in found if name.startswith("blocks.") and found[name].ndim == 2]:
+        found[name] = (found[name] * 8).to(torch.float8_e4m3fn)
+        found[name.replace(".weight", ".scale_weight")] = torch.tensor([0.125])
+    save_file(found | {"scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}, file)
+    return folder
 
+
+def same_velocities(checkpoint: WanCheckpoint, device: str, *keeps: Keep | None) -> list[torch.Tensor]:
+    """What a transformer in bfloat16 gives, however its layers are kept."""
+    inputs = torch.randn(checkpoint.dit.in_dim, 2, 4, 4, generator=torch.Generator().manual_seed(0)).to(device)
+    embed = torch.randn(5, checkpoint.dit.text_dim, generator=torch.Generator().manual_seed(1)).to(device)
+    found = []
+    for keep in keeps:
+        dit = checkpoint.load_dit(dtype=torch.bfloat16, device=device, keep=keep)
+        with torch.no_grad():
+            text = dit.encode_text([embed])
+            for _ in range(2):
+                found += dit([inputs], [torch.tensor([500.0, 500.0])], text, [0])
+    return found
+
+
+def test_layers_held_as_they_are_stored(tmp_path: Path):
+    checkpoint = open_checkpoint(in_eight_bits(tmp_path / "wan"))
+    layers, whole = checkpoint.layers["transformer"], checkpoint.parts["transformer"]
+    assert layers.stored == sum(info.nbytes for name, info in whole.tensors.items() if name.startswith("blocks.")) + (
+        4 * sum(info.scale is not None for info in whole.tensors.values())
+    )
+    first, *others = same_velocities(checkpoint, "cpu", None, Keep(), Keep(stored=True))
+    assert len(others) == 5 and all(torch.equal(first, other) for other in others)
+    held = Held(whole.tensors.values(), Transfer(torch.device("cpu")))
+    shutil.rmtree(tmp_path / "wan")
+    info = next(info for info in whole.tensors.values() if info.scale is not None)
+    assert held.get(info).dtype == torch.float32 and held.get(info).shape == info.shape
+
+
+def test_quantised_blocks_are_not_held():
+    part = Part(
+        where=Path("a.gguf"),
+        layout=DIFFUSERS,
+        tensors={
+            name: TensorInfo(name=name, dtype=dtype, shape=(64, 64), file=Path("a.gguf"), nbytes=4096)
+            for name, dtype in (("blocks.0.attn1.to_q.weight", "Q8_0"), ("blocks.0.attn1.to_k.weight", "F16"))
+        },
+    )
+    assert part.layers("blocks").stored is None
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_streamed_and_held_layers_give_the_same_numbers(tmp_path: Path):
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    for make in (tiny_wan21_folder, in_eight_bits):
+        checkpoint = open_checkpoint(make(tmp_path / make.__name__))
+        first, *others = same_velocities(checkpoint, "cuda", None, Keep(), Keep(1), Keep(stored=True))
+        assert len(others) == 7 and all(torch.equal(first, other) for other in others)
+
+
+@pytest.mark.gpu
+def test_pinned_buffers_take_turns():
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    transfer = Transfer(torch.device("cuda"))
+    sizes = (10, 1_000_000, 3, 5_000_000, 20, 1)
+    tensors = [torch.randn(size, generator=torch.Generator().manual_seed(size)) for size in sizes]
+    moved = [transfer(tensor) for tensor in tensors]
+    assert all(torch.equal(there.cpu(), here) for there, here in zip(moved, tensors, strict=True))
+
+
+def test_rows_are_those_of_the_whole_matrix(tmp_path: Path):
     from dit_video.checkpoints.parts import read_tensors
 
     weight = torch.randn(8, 6)

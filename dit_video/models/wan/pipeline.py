@@ -10,7 +10,7 @@ import torch
 from dit_video.checkpoints.headers import TensorInfo
 from dit_video.checkpoints.load import load_into
 from dit_video.checkpoints.lora import Lora, fit, merged
-from dit_video.checkpoints.parts import Layers, Part
+from dit_video.checkpoints.parts import Keep, Layers, Part
 from dit_video.checkpoints.places import Named, is_diffusers, is_model
 from dit_video.checkpoints.stream import Stream
 from dit_video.errors import CheckpointError
@@ -95,7 +95,7 @@ class WanCheckpoint(DescribedModel):
         return files | (set(tokenizer_files(tokenizer)) if tokenizer.is_dir() else {tokenizer})
 
     def load_text(
-        self, *, dtype: torch.dtype, device: torch.device | str = "cpu", keep: int | None = None
+        self, *, dtype: torch.dtype, device: torch.device | str = "cpu", keep: Keep | None = None
     ) -> TextEncoder:
         """The text encoder and its tokenizer; keep: see `TextEncoder.from_part`. Raises CheckpointError."""
         tokenizer = load_tokenizer(self.tokenizer)
@@ -113,11 +113,11 @@ class WanCheckpoint(DescribedModel):
         *,
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
-        keep: int | None = None,
+        keep: Keep | None = None,
     ) -> WanDiT:
         """The transformer, or "transformer_2", the low-noise expert.
 
-        keep: how many of its blocks stay in memory while the others are streamed; None for all.
+        keep: what stays in memory of its blocks while the others are streamed; None for all.
 
         Raises:
             CheckpointError: it does not fit its configuration, or cannot be read.
