@@ -12,11 +12,16 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from dit_video.checkpoints.fused import together
+from dit_video.checkpoints.headers import TensorInfo
 from dit_video.checkpoints.keymap import detect
+from dit_video.checkpoints.parts import Part, split
 from dit_video.errors import CheckpointError
 from dit_video.models import open_checkpoint
 from dit_video.text.images import (
+    FOLDER_LAYOUTS,
     IMAGE_LAYOUTS,
+    ORIGINAL,
     PLAIN,
     PREFIXED,
     ImageConfig,
@@ -24,9 +29,12 @@ from dit_video.text.images import (
     Preparation,
     _build,
     image_config_of,
+    image_fields,
+    image_rows,
     preparation_of,
     prepare,
 )
+from dit_video.text.layouts import TEXT_LAYOUTS
 from tests.tiny import tiny_i2v_folder
 
 SIZES = [(48, 32), (31, 77), (224, 224), (300, 171)]  # width, height
@@ -119,13 +127,61 @@ def test_full_size_names() -> None:
     assert image_config_of(theirs.config.to_dict(), Preparation()) == ImageConfig()
     assert ImageConfig().rows == 257
     assert sum(value.numel() for value in ours.values()) == pytest.approx(0.631e9, rel=2e-3)
-    for layout in IMAGE_LAYOUTS:
+    for layout in (*FOLDER_LAYOUTS, ORIGINAL):
         names = {layout.to_theirs(name): name for name in ours}
         assert len(names) == len(ours) and {layout.to_ours(name) for name in names} == set(ours)
-        assert detect(names, IMAGE_LAYOUTS) is layout
+        assert detect(names, (*FOLDER_LAYOUTS, ORIGINAL)) is layout
     bare = {name.removeprefix("vision_model.") for name in theirs.state_dict()}
     assert {PLAIN.to_theirs(name) for name in ours} == bare
     assert {PREFIXED.to_theirs(name) for name in ours} == {f"vision_model.{name}" for name in bare}
+
+
+def released_shapes() -> dict[str, tuple[int, ...]]:
+    """The image tower of the release's `clip_xlm_roberta_vit_h_14` (wan/modules/clip.py), at full size."""
+    width, inner = 1280, 4 * 1280
+    shapes: dict[str, tuple[int, ...]] = {
+        "cls_embedding": (1, 1, width),
+        "pos_embedding": (1, 257, width),
+        "patch_embedding.weight": (width, 3, 14, 14),
+        "head": (width, 1024),
+    }
+    matrices = {"attn.to_qkv": (3 * width, width), "attn.proj": (width, width)}
+    matrices |= {"mlp.0": (inner, width), "mlp.2": (width, inner)}
+    for norm in ("pre_norm", "post_norm", *(f"transformer.{i}.norm{n}" for i in range(32) for n in (1, 2))):
+        shapes |= {f"{norm}.weight": (width,), f"{norm}.bias": (width,)}
+    for name, shape in ((f"transformer.{i}.{name}", shape) for i in range(32) for name, shape in matrices.items()):
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    return {f"visual.{name}": shape for name, shape in shapes.items()}
+
+
+def full_size(shapes: dict[str, tuple[int, ...]]) -> Part:
+    """The encoder among tensors of these names and shapes."""
+    infos = {
+        name: TensorInfo(name=name, dtype="F16", shape=shape, file=Path("x"), nbytes=2 * int(np.prod(shape)))
+        for name, shape in shapes.items()
+    }
+    (part,) = split(Path("x"), infos, {"text_encoder": TEXT_LAYOUTS, "image_encoder": IMAGE_LAYOUTS}).values()
+    return part
+
+
+def test_full_size_names_and_shapes_of_files() -> None:
+    """The release's and ComfyUI's: every name is exactly one of ours, and every one of ours is there."""
+    with torch.device("meta"):
+        ours = {name: tuple(value.shape) for name, value in _build(ImageConfig()).state_dict().items()}
+    comfy = {f"vision_model.{name}": shape for name, shape in ours.items()}
+    comfy |= {"vision_model.embeddings.position_ids": (1, 257), "visual_projection.weight": (1024, 1280)}
+    towers = {"textual.blocks.0.attn.q.weight": (1024, 1024), "textual.head.0.weight": (1024, 1024), "log_scale": ()}
+    for shapes in (released_shapes() | towers, comfy, comfy | {"text_model.final_layer_norm.weight": (1024,)}):
+        part = full_size(shapes)
+        assert part.shapes == ours and len(part.tensors) == len(ours)
+        assert sum(info.nbytes for info in part.tensors.values()) == part.summary.nbytes == 2 * part.summary.parameters
+        assert image_config_of(image_fields(part), None) == ImageConfig() and image_rows(part) == (257, 1280)
+    back = together(full_size(comfy).tensors, ORIGINAL)
+    made = {
+        f"visual.{name}": (sum(part.shape[0] for part in parts), *parts[0].shape[1:]) for name, parts in back.items()
+    }
+    assert made == {name: shape for name, shape in released_shapes().items() if name != "visual.head"}
+    assert len(released_shapes()) == 392 and len(ours) == 519
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 from dit_video.checkpoints.places import Named
 from dit_video.errors import CheckpointError
 from dit_video.generate import Clip, Settings, Stages, encode_given, sample_latents
-from dit_video.models import open_checkpoint
+from dit_video.models import contents, open_checkpoint
 from dit_video.models.wan.pipeline import WanCheckpoint
 from dit_video.shapes import VideoShape
 from dit_video.text.images import Preparation
@@ -203,6 +203,15 @@ def test_what_was_taken_is_said_and_listed(whole: Path, tmp_path: Path, form: st
     file.unlink()
     about = json.loads(run("info", path, "--json").stdout)
     assert about["missing"] == "its image encoder is not beside it; name it with --image-encoder."
+
+
+def test_a_file_alone_is_an_image_encoder_and_nothing_else(whole: Path, tmp_path: Path):
+    """The text tower of the release's file has names that Wan's own text encoder has too."""
+    file = tmp_path / CLIP
+    torch.save(release_names(whole), file)
+    assert set(contents(file)) == {"image_encoder"}
+    said = run("info", file).stdout
+    assert "image_encoder" in said and "textual" not in said and "and this one as --image-encoder" in said
 
 
 def test_places_where_people_keep_them(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

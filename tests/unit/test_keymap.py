@@ -2,7 +2,7 @@
 
 import pytest
 
-from dit_video.checkpoints.keymap import Layout, Row, detect, identity
+from dit_video.checkpoints.keymap import Layout, Row, detect, identity, piece_name, whole_name
 from dit_video.errors import CheckpointError
 
 LAYOUT = Layout(
@@ -76,3 +76,25 @@ def test_detect_refuses_none_and_several(names: list[str], count: int) -> None:
     other = Layout(name="other", fingerprint="head.weight", rows=())
     with pytest.raises(CheckpointError, match=f"match {count} known layouts.*theirs, other"):
         detect(names, [LAYOUT, other])
+
+
+FUSED = Layout(
+    name="fused",
+    fingerprint="a_b.weight",
+    rows=(Row("a.{p}", "a_b.{p}", piece=(0, 2)), Row("b.{p}", "a_b.{p}", piece=(1, 2)), Row("c", "c", lead=1)),
+    ignored=("towers.*", "count"),
+)
+
+
+def test_a_piece_has_a_name_and_a_row_of_its_own() -> None:
+    for ours, theirs in (("a.bias", "a_b.bias[0/2]"), ("b.bias", "a_b.bias[1/2]"), ("c", "c")):
+        assert FUSED.to_theirs(ours) == theirs and FUSED.to_ours(theirs) == ours
+    assert [row.ours for row in FUSED.formed("a_b.weight")] == ["a.{p}", "b.{p}"] and not FUSED.formed("d")
+    with pytest.raises(CheckpointError, match="0 rows of the fused layout match it"):
+        FUSED.to_ours("a_b.weight")
+    assert whole_name(piece_name("x.weight", (1, 3))) == ("x.weight", 1) and whole_name("x[a]") == ("x[a]", None)
+
+
+def test_names_that_are_passed_over() -> None:
+    assert FUSED.ignores("towers.0.weight") and FUSED.ignores("count")
+    assert not FUSED.ignores("my.count") and not LAYOUT.ignores("count")
