@@ -10,6 +10,7 @@ models keep the original names, shapes with the last axis first, and where a sha
 
 import math
 import pickle
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -177,14 +178,15 @@ def _stamp(file: Path) -> tuple[Path, int, int]:
 @lru_cache(maxsize=4)
 def _pickled(file: Path, size: int, modified: int) -> dict[str, Tensor]:
     """The tensors of a file that torch.save wrote, as maps of it."""
+    if file.is_file() and not zipfile.is_zipfile(file):
+        raise CheckpointError(f"{file}: is not in torch.save's zip format, or is cut short; nothing of it was run.")
     try:
         found = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError as error:
         detail = "it holds code" if "Unsupported" in str(error) or "weights_only" in str(error) else "it is damaged"
         raise CheckpointError(f"{file}: is not a file of tensors alone ({detail}); nothing of it was run.") from error
     except Exception as error:  # zip and pickle files can be wrong in every way
-        advice = "a file of torch.save in its zip format is needed"
-        raise CheckpointError(f"{file}: cannot be read ({_first_line(error)}); {advice}.") from error
+        raise CheckpointError(f"{file}: cannot be read ({_first_line(error)}); fetch the file again.") from error
     if isinstance(found, dict) and set(found) == {"state_dict"}:
         found = found["state_dict"]
     if not isinstance(found, dict) or not all(

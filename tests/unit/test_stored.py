@@ -179,7 +179,10 @@ def test_code_in_a_pickle_is_never_run(tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"is not a file of tensors alone \(it holds code\)"):
         describe(tmp_path / "m.pth")
     (tmp_path / "old.pth").write_bytes(pickle.dumps(Harmful(tmp_path)))
-    with pytest.raises(CheckpointError, match=r"old\.pth"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"old\.pth: is not in torch.save.s zip format, or is cut short",
+    ):
         describe(tmp_path / "old.pth")
     assert not (tmp_path / "ran").exists()
 
@@ -190,8 +193,8 @@ def test_code_in_a_pickle_is_never_run(tmp_path: Path):
         ("m.gguf", b"", "is not a GGUF file"),
         ("m.gguf", b"GGUF" + b"\xff" * 60, "is not a GGUF file"),
         ("m.gguf", b"GGUF" + (3).to_bytes(4, "little") + (2**60).to_bytes(8, "little") * 2, "is not a GGUF file"),
-        ("m.pth", b"PK\x03\x04" + b"\x00" * 40, "cannot be read"),
-        ("m.pth", b"", "cannot be read"),
+        ("m.pth", b"PK\x03\x04" + b"\x00" * 40, "is not in torch.save.s zip format"),
+        ("m.pth", b"", "is not in torch.save.s zip format"),
         ("m.ckpt", b"", "is none of the formats that are read, which end in .safetensors"),
     ],
 )

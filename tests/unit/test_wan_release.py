@@ -19,7 +19,7 @@ from dit_video.models.wan.layouts import DIFFUSERS
 from dit_video.models.wan.pipeline import WanCheckpoint
 from dit_video.models.wan.vae_layouts import diffusers_layout
 from dit_video.text import images
-from tests.tiny import tiny_experts_folder, tiny_wan21_folder
+from tests.tiny import tiny_experts_folder, tiny_i2v_experts_folder, tiny_wan21_folder
 
 HERE: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
 
@@ -203,3 +203,16 @@ def test_a_name_in_the_hugging_face_cache(folder: Path, tmp_path: Path, monkeypa
     assert open_checkpoint("Wan-AI/Tiny-Diffusers").path == repository / "snapshots" / "abc"
     with pytest.raises(CheckpointError, match="there is no such file or folder; a model is"):
         open_checkpoint("Wan-AI/Other")
+
+
+@pytest.mark.parametrize("form", ["diffusers", "original"])
+def test_experts_of_different_models(form: str, tmp_path: Path):
+    path, other = tiny_experts_folder(tmp_path / "wan"), tiny_i2v_experts_folder(tmp_path / "other")
+    if form == "original":
+        path = original_folder(path, tmp_path / "original", experts=True)
+        save_file(original_dit(other, "transformer_2"), path / "low_noise_model" / f"{STEM}.safetensors")
+    else:
+        shutil.rmtree(path / "transformer_2")
+        shutil.copytree(other / "transformer_2", path / "transformer_2")
+    with pytest.raises(CheckpointError, match="not the experts of one model; in_dim is 16 in one and 36 in the other"):
+        open_checkpoint(path)

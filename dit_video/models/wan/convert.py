@@ -158,8 +158,8 @@ def _check(checkpoint: WanCheckpoint, out: Path) -> None:
             if place in info.file.resolve().parents:
                 raise CheckpointError(f"{out}: holds {info.file}, which is to be converted; choose another folder.")
     for name in _transformers(checkpoint):
-        part, config = checkpoint.parts[name], _config(checkpoint, name)
-        check(partial(WanDiT, config), part.tensors, part.layout)
+        part = checkpoint.parts[name]
+        check(partial(WanDiT, checkpoint.dit), part.tensors, part.layout)
     check(partial(WanVAE, checkpoint.vae), checkpoint.parts["vae"].tensors, checkpoint.parts["vae"].layout)
     text = checkpoint.parts["text_encoder"]
     told = text_config(text)
@@ -187,10 +187,6 @@ def _refuse_missing(part: Part, there: Mapping[str, Any], wanted: Iterator[str])
 
 def _transformers(checkpoint: WanCheckpoint) -> list[str]:
     return [name for name in checkpoint.parts if name.startswith("transformer")]
-
-
-def _config(checkpoint: WanCheckpoint, name: str) -> DiTConfig:
-    return checkpoint.experts.get(name, checkpoint.dit)
 
 
 def _renamed(part: Part, layout: Layout, dtype: str | None) -> dict[str, Planned | bytes]:
@@ -230,9 +226,7 @@ def _to_diffusers(checkpoint: WanCheckpoint, out: Path, dtype: str | None) -> Co
         return replace(base, files=_small_files(checkpoint, out, parts, dtype), lost=_left_behind(checkpoint.path))
     if len(transformers) > 1 and checkpoint.boundary is None:
         raise CheckpointError(f"{checkpoint.path}: has two experts, and no release tells from which noise level on.")
-    for name in transformers:
-        config = _config(checkpoint, name)
-        _refuse_change(checkpoint, config, config_from_diffusers(config_to_diffusers(config)), "diffusers")
+    _refuse_change(checkpoint, config_from_diffusers(config_to_diffusers(checkpoint.dit)), "diffusers")
     notes: tuple[str, ...] = ()
     if checkpoint.images is not None and checkpoint.images.preparation.resample is None:
         notes = ("pictures: diffusers scales them with a low-pass filter, which the release has not",)
@@ -300,7 +294,7 @@ def _made_files(checkpoint: WanCheckpoint, out: Path, parts: Mapping[str, Weight
         },
     }
     for name in _transformers(checkpoint):
-        files[f"{name}/config.json"] = config_to_diffusers(_config(checkpoint, name))
+        files[f"{name}/config.json"] = config_to_diffusers(checkpoint.dit)
     if (images := checkpoint.images) is not None:
         files["image_encoder/config.json"] = _image_config(images) | {"torch_dtype": dtypes["image_encoder"]}
         files["image_processor/preprocessor_config.json"] = _preprocessor(images.preparation)
@@ -370,10 +364,10 @@ def _to_original(checkpoint: WanCheckpoint, out: Path, dtype: str | None) -> Con
     notes = ["what the release keeps in pickles (.pth) is written as .safetensors"]
     transformers = _transformers(checkpoint)
     for name in transformers:
-        part, config = checkpoint.parts[name], _config(checkpoint, name)
+        part = checkpoint.parts[name]
         place = f"{_EXPERTS[name]}_model/" if len(transformers) > 1 else ""
-        files[f"{place}config.json"] = made = config_to_original(config, _model_type(checkpoint))
-        _refuse_change(checkpoint, config, dit_from_original(out, made, part.shapes), "original")
+        files[f"{place}config.json"] = made = config_to_original(checkpoint.dit, _model_type(checkpoint))
+        _refuse_change(checkpoint, dit_from_original(out, made, part.shapes), "original")
         tensors = _renamed(part, ORIGINAL, dtype)
         parts[name] = Weights(place=f"{place}{_WEIGHTS}", tensors=tensors, limit=SHARD_BYTES)
     name = f"Wan{'2.2' if checkpoint.vae.residual else '2.1'}_VAE"
@@ -420,7 +414,7 @@ def _to_comfyui(checkpoint: WanCheckpoint, out: Path, dtype: str | None) -> Conv
     transformers = _transformers(checkpoint)
     for which in transformers:
         part = checkpoint.parts[which]
-        _refuse_change(checkpoint, _config(checkpoint, which), dit_from_shapes(out, part.shapes), "comfyui")
+        _refuse_change(checkpoint, dit_from_shapes(out, part.shapes), "comfyui")
         file = f"{name}_{_EXPERTS[which]}" if len(transformers) > 1 else name
         parts[which] = Weights(place=f"diffusion_models/{file}", tensors=_renamed(part, ORIGINAL, dtype))
     parts["vae"], files, notes = _vae(checkpoint, f"vae/{name}_vae", f"{name}_vae", dtype)
@@ -442,10 +436,10 @@ def _to_comfyui(checkpoint: WanCheckpoint, out: Path, dtype: str | None) -> Conv
     return Conversion(out=out, model=model, parts=parts, files=files, source=source, lost=lost, notes=notes)
 
 
-def _refuse_change(checkpoint: WanCheckpoint, dit: DiTConfig, read: DiTConfig, layout: str) -> None:
+def _refuse_change(checkpoint: WanCheckpoint, read: DiTConfig, layout: str) -> None:
     """Raises CheckpointError: the transformer would be read back as another one."""
     for each in fields(DiTConfig):
-        value, guessed = getattr(dit, each.name), getattr(read, each.name)
+        value, guessed = getattr(checkpoint.dit, each.name), getattr(read, each.name)
         if value != guessed:
             rule = f"the {layout} layout has no room for it and means {guessed}"
             raise CheckpointError(f"{checkpoint.path}: {each.name} is {value}; {rule}.")
@@ -457,8 +451,8 @@ def _refuse_change(checkpoint: WanCheckpoint, dit: DiTConfig, read: DiTConfig, l
             f"{checkpoint.path}: noise levels per latent frame go with a VAE of the 2.2 form; {rule}."
         )
     usual = {variant.dit.in_dim: variant.boundary for variant in VARIANTS.values() if variant.boundary}
-    if checkpoint.boundary is not None and checkpoint.boundary != usual.get(dit.in_dim):
-        rule = f"the {layout} layout has no room for it and means {usual.get(dit.in_dim)}"
+    if checkpoint.boundary is not None and checkpoint.boundary != usual.get(checkpoint.dit.in_dim):
+        rule = f"the {layout} layout has no room for it and means {usual.get(checkpoint.dit.in_dim)}"
         raise CheckpointError(f"{checkpoint.path}: the boundary of its experts is {checkpoint.boundary}; {rule}.")
 
 

@@ -25,7 +25,7 @@ from dit_video.flow.solvers import SOLVERS
 from dit_video.models.wan.defaults import Defaults
 from dit_video.models.wan.dit import DiTConfig, WanDiT
 from dit_video.models.wan.layouts import DIFFUSERS, config_from_diffusers, config_to_diffusers
-from dit_video.models.wan.pipeline import WanCheckpoint, check_channels, known_frames_of, variant_of
+from dit_video.models.wan.pipeline import WanCheckpoint, check_channels, check_experts, known_frames_of, variant_of
 from dit_video.models.wan.vae import WanVAE
 from dit_video.models.wan.vae_layouts import diffusers_config, diffusers_layout, from_diffusers_config
 from dit_video.models.wan.variants import VARIANTS
@@ -78,6 +78,8 @@ def open_folder(path: Path) -> WanCheckpoint:
     boundary = index.get("boundary_ratio") if len(experts) == 2 else None
     if len(experts) == 2 and not isinstance(boundary, float):
         raise CheckpointError(f"{path}: two transformers need a boundary_ratio in model_index.json, not {boundary!r}.")
+    configs = {part: config_from_diffusers(read_json(path / part / "config.json")) for part in experts}
+    check_experts(path, configs)
     check_channels(path, dit, vae)
     if text_dim != dit.text_dim:
         raise CheckpointError(
@@ -105,7 +107,6 @@ def open_folder(path: Path) -> WanCheckpoint:
         dit=dit,
         vae=vae,
         parts=parts,
-        experts={part: config_from_diffusers(read_json(path / part / "config.json")) for part in experts},
         images=images,
         components={name: part.summary for name, part in parts.items()},
         tokenizer=path / "tokenizer",

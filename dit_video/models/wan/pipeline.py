@@ -1,7 +1,7 @@
 """A Wan checkpoint: what is known of it from headers and configs, and the way to load its stages."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -34,7 +34,7 @@ class WanCheckpoint(DescribedModel):
     """A Wan model that lies on the disk, and the way to load it.
 
     variant: a name in `variants.VARIANTS`, or "custom". parts: its transformers and its autoencoder as they are stored.
-    experts: the configurations of the transformers where they differ from `dit`. images: that of the image encoder, if
+    images: that of the image encoder, if
     there is one. knows: for a model of a small world, the words it learnt, by kind. layout: the naming of the
     transformer's tensors. tokenizer: its folder, its GGUF file, or the tensor that holds it.
     """
@@ -42,7 +42,6 @@ class WanCheckpoint(DescribedModel):
     path: Path
     variant: str
     parts: Mapping[str, Part]
-    experts: Mapping[str, DiTConfig] = field(default_factory=dict)
     images: ImageConfig | None = None
     expand_timesteps: bool = False
     knows: Mapping[str, list[str]] = field(default_factory=dict)
@@ -124,7 +123,7 @@ class WanCheckpoint(DescribedModel):
         """
         part = self.parts[which]
         return load_into(
-            lambda: WanDiT(self.experts.get(which, self.dit)),
+            lambda: WanDiT(self.dit),
             part.tensors,
             part.layout,
             dtype=dtype,
@@ -164,6 +163,16 @@ def known_frames_of(dit: DiTConfig, vae: VAEConfig, *, expand_timesteps: bool) -
     if dit.emb_pos is not None:
         return "first and last"
     return "first or both" if dit.image_dim is None else "first"
+
+
+def check_experts(path: Path, configs: Mapping[str, DiTConfig]) -> None:
+    """Refuses two transformers that are not the experts of one model. Raises CheckpointError."""
+    first, *others = configs.values()
+    for other in others:
+        for name, value in asdict(first).items():
+            if getattr(other, name) != value:
+                rule = f"{name} is {value} in one and {getattr(other, name)} in the other"
+                raise CheckpointError(f"{path}: its two transformers are not the experts of one model; {rule}.")
 
 
 def check_channels(where: Path, dit: DiTConfig, vae: VAEConfig) -> None:

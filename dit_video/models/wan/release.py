@@ -24,7 +24,7 @@ from dit_video.models.wan.defaults import RELEASES, Defaults
 from dit_video.models.wan.dit import DiTConfig
 from dit_video.models.wan.inferred import dit_from_original, dit_from_shapes, vae_from_shapes
 from dit_video.models.wan.layouts import LAYOUTS
-from dit_video.models.wan.pipeline import WanCheckpoint, check_channels, known_frames_of, variant_of
+from dit_video.models.wan.pipeline import WanCheckpoint, check_channels, check_experts, known_frames_of, variant_of
 from dit_video.models.wan.vae import VAEConfig
 from dit_video.models.wan.vae_layouts import (
     DIFFUSERS_NAMES,
@@ -81,6 +81,7 @@ def open_release(path: Path, named: Named) -> WanCheckpoint:
         CheckpointError: a file is missing or damaged, or the parts do not fit one another.
     """
     found = _from_folder(path) if path.is_dir() else _from_file(path, named)
+    check_experts(path, found.configs)
     dit = found.configs["transformer"]
     took: list[str] = []
     parts = dict(found.parts)
@@ -113,7 +114,6 @@ def open_release(path: Path, named: Named) -> WanCheckpoint:
         dit=dit,
         vae=vae,
         parts=parts,
-        experts=found.configs,
         images=images,
         components={name: summarize(part.tensors.values()) for name, part in parts.items()},
         defaults=RELEASES.get(variant, Defaults()),
@@ -167,9 +167,6 @@ def _from_file(path: Path, named: Named) -> _Transformers:
         return _Transformers({"transformer": one}, {"transformer": _config(one)}, others)
     parts = {part: one if file == path else _only(file, "transformer") for part, file in pair.items()}
     configs = {part: _config(each) for part, each in parts.items()}
-    if configs["transformer"] != configs["transformer_2"]:
-        high, low = pair.values()
-        raise CheckpointError(f"{high} and {low}: are not the two experts of one model, since their shapes differ.")
     return _Transformers(parts, configs, others)
 
 
