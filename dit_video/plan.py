@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 DECODER_WORK = 24  # frames of features of the decoder's last level alive at a time, of one tile
 DECODER_PAST = 16  # frames of them that it keeps as its memory of the past, of all tiles
 ENCODER_WORK = 45  # frames of features of the encoder's first level alive at a time, its memory of the past included
-PACK_TOKENS = 65_536  # above this many the conditional and the unconditional pass run one after the other
+PACK_TOKENS = 16_384  # above this many the two passes of guidance run one after the other, in half of the memory
 TEXT_WORK = 200_000_000  # bytes of the text encoder's work on 512 tokens
 PIXEL_FRAMES = 16  # frames of pixels alive at a time
 
