@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 FITS = ("cover", "contain", "stretch")
+WIDE = 4  # times the video's side: what sticks out further is cut before it is scaled
 
 
 def fit_frames(frames: np.ndarray, width: int, height: int, rule: str) -> np.ndarray:
@@ -18,7 +19,11 @@ def fit_frames(frames: np.ndarray, width: int, height: int, rule: str) -> np.nda
     """
     if frames.shape[1:3] == (height, width):
         return frames
-    scaled = _scaled(frames, *_scaled_size(frames.shape[2], frames.shape[1], width, height, rule))
+    size = _scaled_size(frames.shape[2], frames.shape[1], width, height, rule)
+    if max(size[0] / width, size[1] / height) > WIDE:  # 2000x1 covers 1024x1024 at 2048000x1024, most of which is cut
+        frames = _middle(_middle(frames, 1, WIDE * height / size[1]), 2, WIDE * width / size[0])
+        size = _scaled_size(frames.shape[2], frames.shape[1], width, height, rule)
+    scaled = _scaled(frames, *size)
     top, left = (scaled.shape[1] - height) // 2, (scaled.shape[2] - width) // 2
     cut = scaled[:, max(0, top) : max(0, top) + height, max(0, left) : max(0, left) + width]
     down, across = height - cut.shape[1], width - cut.shape[2]
@@ -47,6 +52,13 @@ def _scaled_size(width: int, height: int, new_width: int, new_height: int, rule:
     scale = (max if rule == "cover" else min)(new_width / width, new_height / height)
     # At least a pixel: a picture of 2000x1 in a video of 16x16 is a line.
     return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _middle(frames: np.ndarray, axis: int, share: float) -> np.ndarray:
+    """The middle of frames along an axis: at least `share` of it, and all of it from 1 up."""
+    length = frames.shape[axis]
+    cut = max(0, int((length - length * share) / 2))
+    return np.take(frames, range(cut, length - cut), axis=axis)
 
 
 def _scaled(frames: np.ndarray, width: int, height: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -124,7 +124,8 @@ def write_video(path: Path | str, frames: Iterable[Any], *, fps: float, overwrit
 def read_frames(path: Path | str, *, fps: float | None = None) -> Iterator[Frames]:
     """The frames of a video or picture, one at a time: (H, W, 3) uint8 RGB.
 
-    fps: frames are repeated and left out to follow each other evenly at this rate; None gives each one once.
+    fps: frames are repeated and left out to follow each other evenly at this rate, but for the first, which a clip that
+    is shorter than a frame keeps; None gives each one once.
 
     Raises:
         MediaError: the file is missing, damaged or not a video.
@@ -133,14 +134,18 @@ def read_frames(path: Path | str, *, fps: float | None = None) -> Iterator[Frame
     rate = "" if fps is None else f"fps={Fraction(fps).limit_denominator(100_000)},"
     scale = "scale=out_range=pc:flags=bicubic+accurate_rnd+full_chroma_int,format=rgb24"
     output = ["-vf", rate + scale, "-c:v", "ppm", "-f", "image2pipe", "pipe:1"]
+    none = True
     with _ffmpeg(Path(path), [*_input(path), *output]) as pipe:
         while pipe.readline() == b"P6\n":
+            none = False
             width, height = map(int, pipe.readline().split())
             pipe.readline()
             data = pipe.read(width * height * 3)
             if len(data) < width * height * 3:
                 break  # ffmpeg stopped inside a frame; its exit status says why
             yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
+    if none and fps is not None:
+        yield from islice(read_frames(path), 1)
 
 
 def read_video(path: Path | str) -> tuple[Frames, float | None]:
@@ -162,10 +167,14 @@ def read_picture(path: Path | str) -> Frames:
     try:
         opened: Any = iio.imopen(path, "r", plugin="pillow")  # its own options are not in imageio's types
         with opened as file:
-            height, width = file.properties(index=0).shape[:2]
+            properties = file.properties(index=0)
+            height, width = properties.shape[:2]
             if width * height > MAX_PICTURE_PIXELS:
                 rule = f"a picture may have {MAX_PICTURE_PIXELS:,} pixels at most, and this one is {width}x{height}"
                 raise MediaError(f"{path}: {rule}; make it smaller first.")
+            if properties.dtype.kind in "iu" and properties.dtype.itemsize > 1:  # gray, which Pillow cuts off at 255
+                gray = np.round(file.read(index=0, rotate=True) / 257).clip(0, 255).astype(np.uint8)
+                return np.repeat(gray[..., None], 3, axis=-1)
             pixels = file.read(index=0, mode="RGBA", rotate=True).astype(np.float32)
     except MediaError:
         raise
@@ -197,13 +206,19 @@ def probe(path: Path | str) -> VideoInfo:
     times = [int(line.split(",")[2]) for line in crcs]
     steps = Counter(later - earlier for earlier, later in pairwise(times)) or Counter({1: 1})
     usual = max(1, steps.most_common(1)[0][0])
-    fps: Fraction | None = 1 / (Fraction(header["tb"]) * usual)
+    tick = Fraction(header["tb"])
+    fps: Fraction | None = 1 / (tick * usual)
+    uneven = len(steps) > 1
     duration = re.search(r"Duration: (\d+):(\d+):([\d.]+)", messages)
     if _is_picture(messages, codec, len(crcs)):
         fps = None  # ffmpeg makes one up
     elif codec == "gif" and duration:  # whole hundredths of a second per frame: 24 is kept on average only
         hours, minutes, seconds = map(Fraction, duration.groups())
-        fps = len(crcs) / (3600 * hours + 60 * minutes + seconds)
+        whole = 3600 * hours + 60 * minutes + seconds
+        last = whole - tick * (times[-1] - times[0])
+        shown = [last, *(tick * step for step in steps)]
+        uneven = max(shown) - min(shown) > Fraction(3, 200)
+        fps = fps if uneven else len(crcs) / whole
     width, height = map(int, header["dimensions"].split("x"))
     return VideoInfo(
         width=width,
@@ -212,7 +227,7 @@ def probe(path: Path | str) -> VideoInfo:
         fps=None if fps is None else float(fps),
         codec=codec,
         pix_fmt=pix_fmt,
-        uneven=codec != "gif" and len(steps) > 1,
+        uneven=uneven,
         audio=re.search(r"Stream #0:\d+.*: Audio: ", messages) is not None,
         colorspace=next((tag for tag in tags.split(", ") if tag not in ("tv", "pc", "progressive", "")), "unknown"),
     )

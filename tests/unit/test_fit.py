@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from dit_video.video import fit
 from dit_video.video.fit import FITS, fit_frames, what_fits
 
 
@@ -31,6 +32,18 @@ def test_cover_cuts_evenly():
     found = fit_frames(picture(200, 50), 50, 50, "cover")[0, 25, :, 0].astype(int)
     assert abs(found[0] - 255 * 75 / 200) < 3 and abs(found[-1] - 255 * 125 / 200) < 3
     assert what_fits((200, 50), (50, 50), "cover") == "200x50, 150 pixels of its width cut off"
+
+
+@pytest.mark.parametrize("old", [(3001, 10), (10, 3000), (2000, 1)])
+def test_cover_does_not_scale_what_it_cuts_off(old, monkeypatch):
+    width, height = fit._scaled_size(*old, 40, 32, "cover")
+    whole = fit._scaled(picture(*old), width, height)
+    top, left = (height - 32) // 2, (width - 40) // 2
+    scaled, sizes = fit._scaled, []
+    monkeypatch.setattr(fit, "_scaled", lambda frames, *size: sizes.append(size) or scaled(frames, *size))
+    found = fit_frames(picture(*old), 40, 32, "cover").astype(int)
+    assert max(sizes[0]) < 5 * fit.WIDE * 40
+    assert np.abs(found - whole[:, top : top + 32, left : left + 40]).max() <= 3
 
 
 def test_contain_shows_all_and_repeats_the_edge():

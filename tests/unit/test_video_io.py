@@ -299,6 +299,31 @@ def test_uneven_frames_and_sound_are_told_and_frames_can_be_had_evenly(tmp_path:
     assert len(list(read_frames(even, fps=12))) == 12 and len(list(read_frames(even, fps=48))) == 48
 
 
+@pytest.mark.parametrize(
+    ("delays", "fps", "evenly"),
+    [
+        ([100] * 5, 10, 5),
+        ([70, 60, 70, 70, 60], 500 / 33, 5),  # hundredths of a second, rounded
+        ([100, 100, 200, 100, 100], 10, 6),
+        ([100, 100, 100, 100, 500], 10, 9),  # the last one is held
+    ],
+)
+def test_a_gif_says_how_long_each_frame_is_shown(tmp_path: Path, delays: list[int], fps: float, evenly: int) -> None:
+    path = tmp_path / "a.gif"
+    first, *others = map(Image.fromarray, gradient(5, 32, 48))
+    first.save(path, save_all=True, append_images=others, duration=delays)
+    info = probe(path)
+    assert (info.fps, info.uneven) == (pytest.approx(fps), evenly != 5)
+    if info.uneven:
+        assert len(list(read_frames(path, fps=info.fps))) == evenly
+
+
+def test_a_clip_shorter_than_a_frame_of_the_rate_keeps_its_first(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "fast.mp4", gradient(5, 32, 32), fps=100).path
+    (found,) = read_frames(path, fps=2)
+    assert np.array_equal(found, next(read_frames(path)))
+
+
 def test_a_clip_is_turned_as_it_asks_to_be(tmp_path: Path) -> None:
     flat, turned = tmp_path / "flat.mp4", tmp_path / "turned.mp4"
     ffmpeg("-f", "lavfi", "-i", "testsrc=s=64x48:r=5:d=1", flat)
@@ -319,5 +344,8 @@ def test_a_picture_is_turned_and_put_on_white(tmp_path: Path) -> None:
     assert (found[:3] == (200, 0, 0)).all() and (found[3:] == 255).all()
     Image.fromarray(pixels[..., 0]).save(tmp_path / "gray.png")
     assert read_picture(tmp_path / "gray.png").shape == (4, 6, 3)
+    deep = np.linspace(0, 65535, 24).reshape(4, 6).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    assert np.abs(read_picture(tmp_path / "deep.png") - deep[..., None] / 257).max() <= 0.5
     with pytest.raises(MediaError, match=r"none\.png: there is no such file"):
         read_picture(tmp_path / "none.png")
