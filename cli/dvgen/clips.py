@@ -18,7 +18,7 @@ class ClipFile:
     """A clip as a command reads it.
 
     frames: evenly at `fps`. even_at: the rate that frames are repeated or left out for; None where each is taken once.
-    size: (width, height) that they are brought to, by the rule `fit`.
+    size: (width, height) that they are brought to, by the rule `fit`. picture: it is one, and read as `--image` is.
     """
 
     path: Path
@@ -27,13 +27,14 @@ class ClipFile:
     fps: float
     even_at: float | None = None
     fit: str = "cover"
+    picture: bool = False
 
     def read(self) -> "Iterator[np.ndarray]":
         """The frames (H, W, 3) uint8, one at a time. Raises MediaError."""
         from dit_video.video.fit import fit_frames
-        from dit_video.video.io import read_frames
+        from dit_video.video.io import read_frames, read_picture
 
-        for frame in read_frames(self.path, fps=self.even_at):
+        for frame in [read_picture(self.path)] if self.picture else read_frames(self.path, fps=self.even_at):
             yield fit_frames(frame[None], *self.size, self.fit)[0]
 
     def head(self, count: int) -> "np.ndarray":
@@ -72,10 +73,13 @@ def open_clip(
         UsageError: sides that no video can have here, or another size without `fit`.
     """
     from dit_video.video.fit import what_fits
-    from dit_video.video.io import probe
+    from dit_video.video.io import probe, read_picture
 
     info = probe(path)
     own = (info.width, info.height)
+    if info.fps is None:
+        height, width, _ = read_picture(path).shape
+        own = (width, height)
     if size is None:
         near = tuple(min(max(side, MIN_SIDE), MAX_SIDE) for side in own)
         if near != own:
@@ -99,4 +103,12 @@ def open_clip(
         from dit_video.video.io import read_frames
 
         frames = sum(1 for _ in read_frames(path, fps=even_at))
-    return ClipFile(path=path, size=size or own, frames=frames, fps=wanted, even_at=even_at, fit=fit or "cover")
+    return ClipFile(
+        path=path,
+        size=size or own,
+        frames=frames,
+        fps=wanted,
+        even_at=even_at,
+        fit=fit or "cover",
+        picture=info.fps is None,
+    )

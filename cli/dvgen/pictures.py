@@ -143,9 +143,11 @@ def given(
         if group in found:
             together = frames_of(group, stride)
             rule = f"this model makes frames {together.start} to {together.stop - 1} together, and {whose[group].path}"
-            raise UsageError(
-                f"--image {image.path}@{frame}: {rule} is one of them; the nearest free one is {together.stop}."
-            )
+            taken = {group_of(image.of(shape.num_frames), stride) for image, _ in images}
+            free = [other for other in range(shape.num_frames) if group_of(other, stride) not in taken]
+            nearest = min(free, key=lambda other: abs(other - frame), default=None)
+            near = "none is free" if nearest is None else f"the nearest free one is {nearest}"
+            raise UsageError(f"--image {image.path}@{frame}: {rule} is one of them; {near}.")
         words = what_fits((pixels.shape[1], pixels.shape[0]), (shape.width, shape.height), fit)
         if words:
             note(f"{image.path}: {words}.")

@@ -103,6 +103,22 @@ def test_connect_joins_clips_of_other_sizes_and_rates():
     assert size("w.mp4") == (50, 40, 9 + 4 + 2)
 
 
+def test_a_clip_shorter_than_a_frame_is_one_frame():
+    write_video("fast.mp4", np.zeros((3, 40, 50, 3), np.uint8), fps=100)
+    write_video("slow.mp4", np.zeros((3, 40, 50, 3), np.uint8), fps=2)
+    run("connect", "slow.mp4", "fast.mp4", "x", "--frames", "4", "-o", "v.mp4", *QUICK)
+    assert size("v.mp4") == (50, 40, 3 + 4 + 1)
+
+
+def test_a_picture_is_read_as_a_clip_as_it_is_as_an_image():
+    pixels = np.zeros((32, 48, 4), np.uint8)
+    pixels[:, :24] = 200, 0, 0, 255
+    iio.imwrite("r.png", pixels)  # the right half is transparent
+    run("extend", "r.png", "x", "--forward", "1", "-o", "v.mp4", *QUICK)
+    first = iio.imread("v.mp4", index=0).astype(int)
+    assert np.abs(first[:, 28:] - 255).max() < 8 and np.abs(first[:, :20] - (200, 0, 0)).max() < 8
+
+
 def test_edit_keeps_size_length_and_rate():
     found = json.loads(run("edit", "a.mp4", "x", "--strength", "0.5", "--json", "-o", "v.mp4", *QUICK).stdout)
     assert size("v.mp4") == (50, 40, 9) and probe("v.mp4").fps == 10
@@ -133,7 +149,12 @@ def test_a_model_that_was_not_trained_for_it_says_so(monkeypatch: pytest.MonkeyP
         (
             ["sample", "x", "--image", "p.png@5", "--image", "q.png@7", "--frames", "9"],
             2,
-            ("frames 5 to 8 together", "p.png is one of them", "nearest free one is 9"),
+            ("frames 5 to 8 together", "p.png is one of them", "nearest free one is 4"),
+        ),
+        (
+            ["sample", "x", *("--image", "p.png@1", "--image", "q.png@3", "--image", "p.png@0"), "--frames", "5"],
+            2,
+            ("q.png@3", "frames 1 to 4 together", "none is free"),
         ),
         (["sample", "x", "--image", "bad.png"], 1, ("bad.png", "cannot be read as a picture")),
         (["sample", "x", "--image", "p.png", "--fit", "crop"], 2, ("--fit 'crop'", "cover, contain, stretch")),
