@@ -25,7 +25,7 @@ from dit_video.checkpoints.parts import Keep
 from dit_video.errors import DvgenError, UsageError
 from dit_video.flow.guidance import guided, needs_guidance
 from dit_video.flow.levels import NUM_TRAIN_TIMESTEPS, Levels, flow_levels
-from dit_video.flow.solvers import SOLVERS
+from dit_video.flow.solvers import SOLVERS, State
 from dit_video.known import BESIDE, Known, check_beside, encode_beside, encode_frames, encode_known
 from dit_video.machine import peak_memory
 from dit_video.nn.pixels import pad_frames, to_frames
@@ -248,10 +248,10 @@ def sample_latents(stages: Stages, clips: Sequence[Clip], settings: Settings) ->
     with stages.timed("denoise"):
         x = SOLVERS[settings.solver](
             denoiser,
-            x,
+            State(0, x),
             levels,
             draw=lambda: _flat(noise.draw()).to(stages.device),
-            on_step=lambda i, total, *_: stages.progress("steps", i + 1, total),
+            on_step=lambda state, total, _: stages.progress("steps", state.step, total),
         )
     if not bool(torch.isfinite(x).all()):
         cause = (

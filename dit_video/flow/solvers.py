@@ -12,7 +12,9 @@ growth over the step of lambda = log(alpha / sigma), half the log-SNR, in which 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 from torch import Tensor
@@ -21,38 +23,51 @@ from dit_video.flow.levels import Levels
 
 Denoise = Callable[[Tensor, float, float], Tensor]  # (x, sigma, timestep) -> denoised x0, the shape of x
 Draw = Callable[[], Tensor]  # standard normal numbers in the shape of x, new ones each time
-OnStep = Callable[[int, int, Tensor, Tensor], None]  # (index, total, x after the step, denoised)
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a solver is: the steps that are done, x after them, and what of earlier steps the next one needs."""
+
+    step: int
+    x: Tensor
+    kept: tuple[Tensor, ...] = ()
+
+
+OnStep = Callable[[State, int, Tensor], None]  # (the state after the step, steps in all, denoised)
 
 
 class Solver(Protocol):
-    """Integrates from `levels.sigmas[0]` to 0; x of any shape (every operation is elementwise).
+    """Integrates from where `begin` is, of which the first has no steps done and x at `levels.sigmas[0]`, to 0.
 
-    Only the stochastic ones draw.
+    x has any shape (every operation is elementwise). From a state that `on_step` was given, the rest is bit for bit as
+    if it had not been left. Only the stochastic ones draw: as often as steps are done where they begin in the middle,
+    for numbers that are not used again.
     """
 
     def __call__(
-        self, denoise: Denoise, x: Tensor, levels: Levels, *, draw: Draw, on_step: OnStep | None = None
+        self, denoise: Denoise, begin: State, levels: Levels, *, draw: Draw, on_step: OnStep | None = None
     ) -> Tensor: ...
 
 
-def euler(denoise: Denoise, x: Tensor, levels: Levels, *, draw: Draw, on_step: OnStep | None = None) -> Tensor:
+def euler(denoise: Denoise, begin: State, levels: Levels, *, draw: Draw, on_step: OnStep | None = None) -> Tensor:
     """Euler's method, first order; the same as DDIM (Song et al., arXiv 2010.02502) on the flow path. N evaluations."""
-    sigmas, timesteps = levels.sigmas.tolist(), levels.timesteps.tolist()
-    for i, timestep in enumerate(timesteps):
+    sigmas, x = levels.sigmas.tolist(), begin.x
+    for i, timestep in _steps(levels, begin):
         denoised = denoise(x, sigmas[i], timestep)
         x = _move(x, denoised, sigmas[i], sigmas[i + 1])
         if on_step:
-            on_step(i, len(timesteps), x, denoised)
+            on_step(State(i + 1, x), len(levels.timesteps), denoised)
     return x
 
 
-def heun(denoise: Denoise, x: Tensor, levels: Levels, *, draw: Draw, on_step: OnStep | None = None) -> Tensor:
+def heun(denoise: Denoise, begin: State, levels: Levels, *, draw: Draw, on_step: OnStep | None = None) -> Tensor:
     """Heun's method, second order: Karras et al. (arXiv 2206.00364), algorithm 1. 2N - 1 evaluations.
 
     The velocity d x / d sigma is averaged over both ends of a step; the last step, to sigma 0, is Euler's.
     """
-    sigmas, timesteps = levels.sigmas.tolist(), levels.timesteps.tolist()
-    for i, timestep in enumerate(timesteps):
+    sigmas, timesteps, x = levels.sigmas.tolist(), levels.timesteps.tolist(), begin.x
+    for i, timestep in _steps(levels, begin):
         sigma, sigma_next = sigmas[i], sigmas[i + 1]
         denoised = denoise(x, sigma, timestep)
         ahead = _move(x, denoised, sigma, sigma_next)
@@ -63,61 +78,62 @@ def heun(denoise: Denoise, x: Tensor, levels: Levels, *, draw: Draw, on_step: On
             ahead = x + (sigma_next - sigma) * 0.5 * (velocity + velocity_next)
         x = ahead
         if on_step:
-            on_step(i, len(timesteps), x, denoised)
+            on_step(State(i + 1, x), len(timesteps), denoised)
     return x
 
 
-def dpmpp_2m(denoise: Denoise, x: Tensor, levels: Levels, *, draw: Draw, on_step: OnStep | None = None) -> Tensor:
+def dpmpp_2m(denoise: Denoise, begin: State, levels: Levels, *, draw: Draw, on_step: OnStep | None = None) -> Tensor:
     """DPM-Solver++(2M), second-order multistep: Lu et al. (arXiv 2211.01095), algorithm 2. N evaluations.
 
     First order in the first and the last step, as in diffusers' `DPMSolverMultistepScheduler` (midpoint, final sigma 0)
     and Wan's `FlowDPMSolverMultistepScheduler`.
     """
-    sigmas, timesteps = levels.sigmas.tolist(), levels.timesteps.tolist()
-    previous = None
-    for i, timestep in enumerate(timesteps):
+    sigmas, total, x, previous = levels.sigmas.tolist(), len(levels.timesteps), begin.x, begin.kept
+    for i, timestep in _steps(levels, begin):
         denoised = denoise(x, sigmas[i], timestep)
         estimate = denoised
-        if previous is not None and i + 1 < len(timesteps):
-            estimate = _extrapolated(denoised, previous, *sigmas[i - 1 : i + 2])
+        if previous and i + 1 < total:
+            estimate = _extrapolated(denoised, *previous, *sigmas[i - 1 : i + 2])
         x = _move(x, estimate, sigmas[i], sigmas[i + 1])
-        previous = denoised
+        previous = (denoised,)
         if on_step:
-            on_step(i, len(timesteps), x, denoised)
+            on_step(State(i + 1, x, previous), total, denoised)
     return x
 
 
-def dpmpp_2m_sde(denoise: Denoise, x: Tensor, levels: Levels, *, draw: Draw, on_step: OnStep | None = None) -> Tensor:
+def dpmpp_2m_sde(
+    denoise: Denoise, begin: State, levels: Levels, *, draw: Draw, on_step: OnStep | None = None
+) -> Tensor:
     """SDE-DPM-Solver++(2M): Lu et al. (arXiv 2211.01095), appendix; the estimates of `dpmpp_2m`. N evaluations.
 
     Noise is drawn once a step, as in diffusers' `DPMSolverMultistepScheduler` with "sde-dpmsolver++" (midpoint).
     """
-    sigmas, timesteps = levels.sigmas.tolist(), levels.timesteps.tolist()
-    previous = None
-    for i, timestep in enumerate(timesteps):
+    sigmas, total, x, previous = levels.sigmas.tolist(), len(levels.timesteps), begin.x, begin.kept
+    _draw_again(draw, begin)
+    for i, timestep in _steps(levels, begin):
         denoised = denoise(x, sigmas[i], timestep)
         estimate = denoised
-        if previous is not None and i + 1 < len(timesteps):
-            estimate = _extrapolated(denoised, previous, *sigmas[i - 1 : i + 2])
+        if previous and i + 1 < total:
+            estimate = _extrapolated(denoised, *previous, *sigmas[i - 1 : i + 2])
         x = _move_and_renew(x, estimate, draw(), sigmas[i], sigmas[i + 1])
-        previous = denoised
+        previous = (denoised,)
         if on_step:
-            on_step(i, len(timesteps), x, denoised)
+            on_step(State(i + 1, x, previous), total, denoised)
     return x
 
 
-def unipc(denoise: Denoise, x: Tensor, levels: Levels, *, draw: Draw, on_step: OnStep | None = None) -> Tensor:
+def unipc(denoise: Denoise, begin: State, levels: Levels, *, draw: Draw, on_step: OnStep | None = None) -> Tensor:
     """UniPC-2 with B2(h) and data prediction: Zhao et al. (arXiv 2302.04867), section 3. N evaluations.
 
     Each evaluation also corrects the step that led to it (UniC), at no further cost; then UniP, which at order 2 is the
     step of DPM-Solver++(2M), predicts the next. UniP is of first order in the first and the last step, as in Wan's
     `FlowUniPCMultistepScheduler` and diffusers' `UniPCMultistepScheduler`.
     """
-    sigmas, timesteps = levels.sigmas.tolist(), levels.timesteps.tolist()
-    total = len(timesteps)
-    start = x  # the corrected latents that the latest step started from
-    previous: list[Tensor] = []  # the denoised estimates of earlier levels, at most two, the latest last
-    for i, timestep in enumerate(timesteps):
+    sigmas, total, x = levels.sigmas.tolist(), len(levels.timesteps), begin.x
+    # The corrected latents that the latest step started from, and the denoised estimates of earlier levels, at most
+    # two, the latest last.
+    start, *previous = begin.kept or (x,)
+    for i, timestep in _steps(levels, begin):
         denoised = denoise(x, sigmas[i], timestep)
         if previous:
             x = _corrected(start, denoised, previous, sigmas[max(i - 2, 0) : i + 1])
@@ -127,24 +143,25 @@ def unipc(denoise: Denoise, x: Tensor, levels: Levels, *, draw: Draw, on_step: O
         start, previous = x, [*previous[-1:], denoised]
         x = _move(x, estimate, sigmas[i], sigmas[i + 1])
         if on_step:
-            on_step(i, total, x, denoised)
+            on_step(State(i + 1, x, (start, *previous)), total, denoised)
     return x
 
 
-def lcm(denoise: Denoise, x: Tensor, levels: Levels, *, draw: Draw, on_step: OnStep | None = None) -> Tensor:
+def lcm(denoise: Denoise, begin: State, levels: Levels, *, draw: Draw, on_step: OnStep | None = None) -> Tensor:
     """Multistep sampling of consistency models: Song et al. (arXiv 2303.01469), algorithm 1. N evaluations.
 
     Every step ends with nothing but new noise on the estimate, as in latent consistency models (arXiv 2310.04378),
     Self-Forcing (arXiv 2506.08009) and diffusers' `FlowMatchLCMScheduler`. For models that are distilled to leap to x0
     from any level; of others it makes blurred ones.
     """
-    sigmas, timesteps = levels.sigmas.tolist(), levels.timesteps.tolist()
-    for i, timestep in enumerate(timesteps):
+    sigmas, x = levels.sigmas.tolist(), begin.x
+    _draw_again(draw, begin)
+    for i, timestep in _steps(levels, begin):
         x = denoised = denoise(x, sigmas[i], timestep)
         if sigmas[i + 1] > 0:
             x = (1 - sigmas[i + 1]) * denoised + sigmas[i + 1] * draw()
         if on_step:
-            on_step(i, len(timesteps), x, denoised)
+            on_step(State(i + 1, x), len(levels.timesteps), denoised)
     return x
 
 
@@ -156,6 +173,17 @@ SOLVERS: dict[str, Solver] = {
     "unipc": unipc,
     "lcm": lcm,
 }
+
+
+def _steps(levels: Levels, begin: State) -> Iterator[tuple[int, float]]:
+    """The steps that are left: their numbers and timesteps."""
+    return islice(enumerate(levels.timesteps.tolist()), begin.step, None)
+
+
+def _draw_again(draw: Draw, begin: State) -> None:
+    """Draw what the steps that are done have drawn."""
+    for _ in range(begin.step):
+        draw()
 
 
 def _log_snr(sigma: float) -> float:

@@ -15,7 +15,7 @@ from diffusers import (
 from torch import Tensor
 
 from dit_video.flow.levels import flow_levels
-from dit_video.flow.solvers import SOLVERS
+from dit_video.flow.solvers import SOLVERS, State
 from dit_video.models.wan.defaults import PRESETS
 from dit_video.models.wan.variants import VARIANTS
 
@@ -117,10 +117,10 @@ def our_trajectory(solver: str, convention: str, shift: float, steps: int) -> li
     added = torch.Generator().manual_seed(1)
     SOLVERS[solver](
         lambda x, sigma, timestep: x - sigma * toy_velocity(x, timestep),
-        noise(),
+        State(0, noise()),
         flow_levels(steps, shift=shift, convention=convention, solver=solver),
         draw=lambda: torch.randn(noise().shape, generator=added),
-        on_step=lambda index, total, x, denoised: trajectory.append(x),
+        on_step=lambda state, total, denoised: trajectory.append(state.x),
     )
     return trajectory
 

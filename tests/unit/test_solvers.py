@@ -9,7 +9,7 @@ from torch import Tensor
 from dit_video.errors import UsageError
 from dit_video.flow.guidance import guided, needs_guidance
 from dit_video.flow.levels import CONVENTIONS, Levels, flow_levels
-from dit_video.flow.solvers import SOLVERS
+from dit_video.flow.solvers import SOLVERS, State
 
 MEAN = torch.linspace(-2, 2, 7, dtype=torch.float64)
 STD = torch.linspace(0.5, 1.5, 7, dtype=torch.float64)
@@ -25,7 +25,7 @@ def solve(solver: str, denoise, x: Tensor, levels: Levels, **options) -> Tensor:
     """With the same noise in every element, where the solver adds any."""
     generator = torch.Generator().manual_seed(5)
     draw = {"draw": lambda: torch.randn((), generator=generator).expand(x.shape)}
-    return SOLVERS[solver](denoise, x, levels, **(draw | options))
+    return SOLVERS[solver](denoise, x if isinstance(x, State) else State(0, x), levels, **(draw | options))
 
 
 def marginal_std(sigma: float) -> Tensor:
@@ -60,7 +60,7 @@ def interior_error(solver: str, steps: int) -> float:
         gaussian_denoiser,
         marginal(z, sigmas[0].item()),
         Levels(sigmas, 1000 * sigmas[:-1]),
-        on_step=lambda index, total, x, denoised: seen.append(x),
+        on_step=lambda state, total, denoised: seen.append(state.x),
     )
     return rms(seen[steps - 1] - marginal(z, sigmas[steps].item()))
 
@@ -146,12 +146,12 @@ def test_reports_every_step(solver: str):
     seen: list[tuple[int, int]] = []
     last = []
 
-    def on_step(index: int, total: int, x: Tensor, denoised: Tensor) -> None:
-        seen.append((index, total))
-        last.append((x, denoised))
+    def on_step(state: State, total: int, denoised: Tensor) -> None:
+        seen.append((state.step, total))
+        last.append((state.x, denoised))
 
     x = solve(solver, lambda x, sigma, timestep: torch.cos(x), torch.ones(3), levels, on_step=on_step)
-    assert seen == [(0, 4), (1, 4), (2, 4), (3, 4)]
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert torch.equal(last[-1][0], x)
     assert torch.equal(last[-1][1], x)
 
@@ -198,3 +198,26 @@ def test_guidance_interval_includes_its_ends():
     assert needs_guidance(1.0, 5.0)
     assert not needs_guidance(0.5, 1.0)
     assert not needs_guidance(0.5, 1.0, (0.0, 1.0))
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_from_the_middle_the_rest_is_bit_for_bit_the_same(solver: str):
+    levels, states = flow_levels(7, shift=5.0, convention="release", solver=solver), []
+
+    def run(begin: State, seen: list[State]) -> Tensor:
+        added = torch.Generator().manual_seed(1)
+        return solve(
+            solver,
+            lambda x, sigma, timestep: torch.cos(x * timestep),
+            begin,
+            levels,
+            draw=lambda: torch.randn(5, generator=added),
+            on_step=lambda state, total, denoised: seen.append(state),
+        )
+
+    whole = run(State(0, torch.linspace(-2, 2, 5)), states)
+    assert [state.step for state in states] == [1, 2, 3, 4, 5, 6, 7]
+    for state in states:
+        later: list[State] = []
+        assert torch.equal(run(state, later), whole)
+        assert [each.step for each in later] == list(range(state.step + 1, 8))
