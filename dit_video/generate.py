@@ -10,7 +10,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from dit_video.plan import PACK_TOKENS
 from dit_video.shapes import Grid, VideoShape
 from dit_video.text.cache import Embedded, EmbeddingCache
 from dit_video.text.encoders import MAX_LENGTH
+from dit_video.unfinished import Unfinished
 from dit_video.video.io import write_video
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class Checkpoint(Protocol):
     """A model that can be sampled: its arithmetic, and its stages to load.
 
     boundary: the noise level from which up the first of two experts denoises; None when there is one transformer.
-    known_frames, beside, sees_images: see `DescribedModel`.
+    identity, known_frames, beside, sees_images: see `DescribedModel`.
     """
 
     @property
@@ -102,6 +103,9 @@ class Checkpoint(Protocol):
 
     @property
     def boundary(self) -> float | None: ...
+
+    @property
+    def identity(self) -> str: ...
 
     @property
     def known_frames(self) -> str: ...
@@ -223,35 +227,46 @@ class Stages:
 
 
 @torch.no_grad()
-def sample_latents(stages: Stages, clips: Sequence[Clip], settings: Settings) -> list[Tensor]:
+def sample_latents(
+    stages: Stages, clips: Sequence[Clip], settings: Settings, *, unfinished: Unfinished | None = None
+) -> list[Tensor]:
     """The normalised latents of all clips, denoised as one pack: float32 (C, T, H, W) each, on the padded grid.
 
     A seed means the same noise on every device, in every pack, and in diffusers, also that which a stochastic solver
     adds on the way.
 
+    Args:
+        unfinished: where the state of denoising is kept meanwhile; what is there is gone on with.
+
     Raises:
-        DvgenError: the latents are not finite, or the model animates pictures and there is none.
+        DvgenError: the latents are not finite, the model animates pictures and there is none, or the state cannot be
+            written.
     """
     if stages.checkpoint.beside and any(clip.known is None or clip.known.channels is None for clip in clips):
         raise UsageError(f"this model {BESIDE[stages.checkpoint.known_frames]}.")
-    prompts = list(dict.fromkeys(text for clip in clips for text in _prompts(clip, settings)))
-    denoiser = _Denoiser(stages, clips, settings, prompts, _encode(stages, prompts))
     levels = flow_levels(settings.steps, shift=settings.shift, convention=settings.sigmas, solver=settings.solver)
     first = settings.first_step
     levels = Levels(levels.sigmas[first:], levels.timesteps[first:])
-    sigma = float(levels.sigmas[0])
+    sigma, total = float(levels.sigmas[0]), len(levels.timesteps)
     noise = _Noise(stages.checkpoint, clips)
     x = _flat([_begin(eps, clip.start, sigma) for eps, clip in zip(noise.draw(), clips, strict=True)]).to(stages.device)
+    begin = (unfinished and unfinished.read(stages.device)) or State(0, x)
+    prompts = list(dict.fromkeys(text for clip in clips for text in _prompts(clip, settings)))
+    embeds = _encode(stages, prompts) if begin.step < total else []
+    denoiser = _Denoiser(stages, clips, settings, prompts, embeds)
+    if begin.step == total:
+        return denoiser.with_known(denoiser.unpack(begin.x))
 
-    denoiser.expert(float(levels.timesteps[0]))  # loads it, before the steps are timed
-    stages.progress("steps", 0, len(levels.timesteps))
-    with stages.timed("denoise"):
+    def on_step(state: State, total: int, denoised: Tensor) -> None:
+        stages.progress("steps", state.step, total)
+        if unfinished:
+            unfinished.step(state, total)
+
+    denoiser.expert(float(levels.timesteps[begin.step]))  # loads it, before the steps are timed
+    stages.progress("steps", begin.step, total)
+    with stages.timed("denoise"), _kept(unfinished, stages):
         x = SOLVERS[settings.solver](
-            denoiser,
-            State(0, x),
-            levels,
-            draw=lambda: _flat(noise.draw()).to(stages.device),
-            on_step=lambda state, total, _: stages.progress("steps", state.step, total),
+            denoiser, begin, levels, draw=lambda: _flat(noise.draw()).to(stages.device), on_step=on_step
         )
     if not bool(torch.isfinite(x).all()):
         cause = (
@@ -259,6 +274,18 @@ def sample_latents(stages: Stages, clips: Sequence[Clip], settings: Settings) ->
         )
         raise DvgenError(f"the latents hold infinite or undefined numbers: {cause}.")
     return denoiser.with_known(denoiser.unpack(x))
+
+
+@contextmanager
+def _kept(unfinished: Unfinished | None, stages: Stages) -> Iterator[None]:
+    """Writes the state of denoising that is broken off, and says so."""
+    try:
+        yield
+    except BaseException:
+        with suppress(DvgenError):
+            if unfinished and unfinished.write():
+                stages.warn(f"{unfinished.kept} steps are kept; the same command goes on from there.")
+        raise
 
 
 def _begin(noise: Tensor, start: Tensor | None, sigma: float) -> Tensor:
@@ -323,8 +350,8 @@ def _tell_reading(stages: Stages, readings: dict[str, Reading]) -> None:
 
 def _read(readings: Iterable[Reading]) -> Reading:
     """The reading of several prompts together, each word once."""
-    words, cuts = zip(*readings, strict=True)
-    return list(dict.fromkeys(word for some in words for word in some)), any(cuts)
+    every = list(readings)
+    return list(dict.fromkeys(word for words, _ in every for word in words)), any(cut for _, cut in every)
 
 
 def read_prompts(stages: Stages, *prompts: str) -> Reading:
@@ -480,6 +507,7 @@ def generate(
     overwrite: bool = False,
     save_latents: Path | None = None,
     tile: int | None = None,
+    unfinished: Unfinished | None = None,
 ) -> Result:
     """Makes one video file; with `save_latents` also a file of its latents, which is there before decoding begins.
 
@@ -487,6 +515,7 @@ def generate(
         given: frames that are given, see `encode_given`.
         start: frames (T, H, W, 3) uint8 of the clip's shape, to begin with at the level of `Settings.strength`.
         tile: see `decode_frames`.
+        unfinished: see `sample_latents`; gone when the file is there.
 
     Raises:
         DvgenError: a stage that cannot be loaded, too little memory, latents that are not finite, or a file that cannot
@@ -494,7 +523,7 @@ def generate(
     """
     with explained_memory(clip.shape):
         clip = _with_frames(stages, clip, given, start)
-        latents = sample_latents(stages, [clip], settings)[0]
+        latents = sample_latents(stages, [clip], settings, unfinished=unfinished)[0]
         if save_latents:
             about = {"prompt": clip.prompt, "negative": clip.negative, "seed": str(clip.seed), "size": str(clip.shape)}
             save_tensors({"latents": latents.cpu()}, save_latents, metadata=about)
@@ -506,6 +535,8 @@ def generate(
             )
             written = write_video(path, frames, fps=fps, overwrite=overwrite)
         stages.progress("decode", clip.shape.num_frames, clip.shape.num_frames)
+    if unfinished:
+        unfinished.remove()
     if written.note:
         stages.warn(written.note)
     grid = stages.checkpoint.grid.tokens(stages.checkpoint.grid.latent(clip.shape))

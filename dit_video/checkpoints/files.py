@@ -1,7 +1,8 @@
 """Checkpoint files: shards, the JSON beside them, and writing so that a half-written one is never seen."""
 
+import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,8 @@ from dit_video.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+FIRST_BYTES = 2**20  # of a file, in which what it says of itself lies
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -94,6 +97,17 @@ def save_tensors(tensors: Mapping[str, "Tensor"], file: Path, metadata: Mapping[
             part.chmod(mode)  # safetensors lets nobody else read it
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{file}: cannot be written ({reason(error)}).") from error
+
+
+def fingerprint(files: Iterable[Path]) -> str:
+    """Tells files from others, as they are now: a hash of their names, sizes, times and first bytes."""
+    found = hashlib.sha256()
+    for file in sorted(files):
+        stat = file.stat()
+        with file.open("rb") as stream:
+            first = hashlib.sha256(stream.read(FIRST_BYTES)).hexdigest()
+        found.update(repr((file.name, stat.st_size, stat.st_mtime_ns, first)).encode())
+    return found.hexdigest()
 
 
 @contextmanager

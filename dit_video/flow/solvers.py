@@ -93,7 +93,7 @@ def dpmpp_2m(denoise: Denoise, begin: State, levels: Levels, *, draw: Draw, on_s
         denoised = denoise(x, sigmas[i], timestep)
         estimate = denoised
         if previous and i + 1 < total:
-            estimate = _extrapolated(denoised, *previous, *sigmas[i - 1 : i + 2])
+            estimate = _extrapolated(denoised, previous[0], *sigmas[i - 1 : i + 2])
         x = _move(x, estimate, sigmas[i], sigmas[i + 1])
         previous = (denoised,)
         if on_step:
@@ -114,7 +114,7 @@ def dpmpp_2m_sde(
         denoised = denoise(x, sigmas[i], timestep)
         estimate = denoised
         if previous and i + 1 < total:
-            estimate = _extrapolated(denoised, *previous, *sigmas[i - 1 : i + 2])
+            estimate = _extrapolated(denoised, previous[0], *sigmas[i - 1 : i + 2])
         x = _move_and_renew(x, estimate, draw(), sigmas[i], sigmas[i + 1])
         previous = (denoised,)
         if on_step:

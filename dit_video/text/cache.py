@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dit_video import atomic
+from dit_video.checkpoints.files import fingerprint
 
 FOLDER = "DVGEN_CACHE"  # the environment's name of the folder; empty: nothing is kept
 MAX_BYTES = 2**30
@@ -72,8 +73,7 @@ class EmbeddingCache:
 
 def made_by(files: Iterable[Path], dtype: torch.dtype, device: torch.device) -> str:
     """Says which encoder it is: by its files as they are now, and what else its numbers depend on."""
-    stamps = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(files)]
-    return repr((torch.__version__, dtype, device.type, stamps))
+    return repr((torch.__version__, dtype, device.type, fingerprint(files)))
 
 
 def users_cache(made_by: str) -> EmbeddingCache | None:

@@ -97,6 +97,11 @@ class Adapted:
     sees_images: bool = False
 
     @property
+    def identity(self) -> str:
+        """That of the checkpoint that is adapted."""
+        return self.checkpoint.identity
+
+    @property
     def known_frames(self) -> str:
         """Which frames may be given."""
         return self.checkpoint.known_frames

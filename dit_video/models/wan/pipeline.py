@@ -1,5 +1,6 @@
 """A Wan checkpoint: what is known of it from headers and configs, and the way to load its stages."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from dit_video.checkpoints.files import fingerprint
 from dit_video.checkpoints.headers import TensorInfo
 from dit_video.checkpoints.load import load_into
 from dit_video.checkpoints.lora import Lora, fit, merged
@@ -82,6 +84,14 @@ class WanCheckpoint(DescribedModel):
         """Of the parts whose layers can be streamed, those layers."""
         streamed = {name: part for name, part in self.parts.items() if name in STREAMED}
         return {name: part.layers(STREAMED[name], ROWS) for name, part in streamed.items()}
+
+    @cached_property
+    def identity(self) -> str:
+        """A hash of the names, sizes, times and headers of its files, and of what is merged into it."""
+        files = {info.file for part in self.parts.values() for info in part.tensors.values()}
+        files |= self.text_files | {file for file in self.path.glob("**/*.json") if self.path.is_dir()}
+        merged = [(fingerprint([fitted.lora.path]), fitted.lora.strength, fitted.lora.part) for fitted in self.loras]
+        return hashlib.sha256(repr((fingerprint(files), merged)).encode()).hexdigest()
 
     @property
     def text_files(self) -> set[Path]:

@@ -1,0 +1,184 @@
+"""Denoising that was broken off: its state in a file beside the output, from which the same command goes on.
+
+The file is there once denoising has taken some seconds, and goes when the video is there. What it belongs to is told by
+a key, a hash of all that the latents depend on but the seed, and by the seed, which are both in its name. So a command
+that draws its seed finds what an earlier one has left, and takes up its seed.
+"""
+
+import hashlib
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+import dit_video
+from dit_video.checkpoints.files import save_tensors
+from dit_video.checkpoints.headers import read_header, read_metadata
+from dit_video.checkpoints.stored import read_tensor
+from dit_video.errors import CheckpointError
+from dit_video.flow.solvers import State
+
+if TYPE_CHECKING:
+    from dit_video.generate import Checkpoint, Settings
+    from dit_video.shapes import VideoShape
+
+KEPT_EVERY = 10.0  # seconds of denoising, after which its state is written, and again after as many
+
+_NAME = re.compile(r"\.dvgen-([0-9a-f]{16})-(\d+)\.(\d+)\.state")
+
+
+@dataclass
+class Unfinished:
+    """The state of one clip's denoising in a file.
+
+    part: which clip of a command that makes several one after the other. kept: steps done that the file holds.
+    """
+
+    folder: Path
+    key: str
+    seed: int
+    part: int = 0
+    kept: int = 0
+    _began: float = field(default_factory=time.monotonic)
+    _latest: tuple[State, int] | None = None
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.folder / f".dvgen-{self.key}-{self.seed}.{self.part}.state"
+
+    def of_part(self, part: int) -> "Unfinished":
+        """That of another clip of the same command, its clock at the beginning."""
+        return replace(self, part=part, kept=0, _began=time.monotonic(), _latest=None)
+
+    def read(self, device: torch.device) -> State | None:
+        """Where denoising was broken off; None where there is nothing, or nothing that can be read."""
+        try:
+            tensors = read_header(self.path)
+            about = read_metadata(self.path)
+            found = [read_tensor(tensors[f"{number}"]).to(device, copy=True) for number in range(len(tensors))]
+            step = int(about["step"])
+        except (CheckpointError, OSError, KeyError, ValueError):
+            return None
+        self.kept = step
+        return State(step, found[0], tuple(found[1:]))
+
+    def step(self, state: State, total: int) -> None:
+        """A step is done: its state is written if it is time, or if it is the last one.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        self._latest = state, total
+        if self._is_worth_it() and (state.step == total or time.monotonic() - self._began >= KEPT_EVERY):
+            self.write()
+
+    def write(self) -> bool:
+        """Writes the latest state, if denoising has taken long enough for it to be worth anything; whether it has.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        if self._latest is None or not self._is_worth_it():
+            return False
+        state, total = self._latest
+        if state.step > self.kept:
+            every = (state.x, *state.kept)  # some of which may be the same, which a file of tensors may not hold twice
+            tensors = {str(number): tensor.cpu().clone() for number, tensor in enumerate(every)}
+            about = {"step": str(state.step), "steps": str(total), "process": _process()}
+            save_tensors(tensors, self.path, metadata=about)
+            self.kept, self._began = state.step, time.monotonic()
+        return True
+
+    def _is_worth_it(self) -> bool:
+        return self.kept > 0 or time.monotonic() - self._began >= KEPT_EVERY
+
+    def remove(self) -> None:
+        """Removes the files of all clips of the command."""
+        for path in self.folder.glob(f".dvgen-{self.key}-{self.seed}.*.state"):
+            path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What an earlier command has left: its seed, and how far its last clip has come."""
+
+    seed: int
+    part: int
+    step: int
+    steps: int
+
+
+def find(folder: Path, key: str, seed: int | None) -> Found | None:
+    """The latest of what earlier commands have left of the same, with this seed or with any; not of those that still
+    run."""
+    found = sorted(_found(folder, key), key=lambda each: each[0], reverse=True)
+    return next((each for _, each in found if seed in (None, each.seed)), None)
+
+
+def _found(folder: Path, key: str) -> Iterator[tuple[float, Found]]:
+    for path in folder.glob(f".dvgen-{key}-*.state"):
+        match = _NAME.fullmatch(path.name)
+        try:
+            read_header(path)
+            about, written = read_metadata(path), path.stat().st_mtime
+            if match is None or _runs(about.get("process", "")):
+                continue
+            step, steps = int(about["step"]), int(about["steps"])
+        except (CheckpointError, OSError, KeyError, ValueError):
+            continue
+        yield written, Found(seed=int(match[2]), part=int(match[3]), step=step, steps=steps)
+
+
+def key_of(
+    checkpoint: "Checkpoint",
+    settings: "Settings",
+    *,
+    prompts: tuple[str, str],
+    shape: "VideoShape",
+    dtype: torch.dtype,
+    device: torch.device,
+    given: Mapping[int, np.ndarray] | None = None,
+    start: np.ndarray | None = None,
+    more: object = None,
+) -> str:
+    """A hash of all that the latents of a clip depend on, bit for bit, but the seed.
+
+    prompts: what to show and what not. given, start: frames, see `generate`. more: what else tells two commands apart,
+    such as the name of the output.
+    """
+    frames = {group: _hash(array) for group, array in sorted((given or {}).items())}
+    about = (
+        *(checkpoint.identity, settings, prompts, shape, frames, None if start is None else _hash(start), more),
+        *(str(dtype), device.type, torch.get_num_threads(), torch.__version__, dit_video.__version__),
+    )
+    return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
+
+
+def _hash(array: np.ndarray) -> str:
+    return hashlib.sha256(repr(array.shape).encode() + np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def _process() -> str:
+    return f"{os.getpid()}@{socket.gethostname()}"
+
+
+def _runs(process: str) -> bool:
+    """Whether a process of this machine still runs; another machine's is taken for ended."""
+    number, _, host = process.partition("@")
+    if host != socket.gethostname() or not number.isdecimal() or int(number) == os.getpid() or os.name != "posix":
+        return False
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True

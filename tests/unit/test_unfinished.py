@@ -1,0 +1,157 @@
+"""Denoising that is broken off goes on where it was, bit for bit, and only from what is its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dit_video import unfinished
+from dit_video.errors import CheckpointError
+from dit_video.generate import Clip, Settings, Stages, sample_latents
+from dit_video.models import open_checkpoint
+from dit_video.models.wan.random import RandomCheckpoint
+from dit_video.shapes import VideoShape
+from dit_video.unfinished import Unfinished, find, key_of
+from tests.tiny import tiny_wan21_folder
+
+CPU = torch.device("cpu")
+SHAPE = VideoShape(num_frames=5, height=32, width=32)
+CLIP = Clip(prompt="a", negative="b", shape=SHAPE, seed=3)
+
+
+class Stop(BaseException):
+    pass
+
+
+def sample(settings: Settings, keep: Unfinished | None = None, stop_after: int | None = None) -> tuple[Any, list[int]]:
+    """Latents, and the steps that were reported; it ends at one."""
+    steps: list[int] = []
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage == "steps":
+            steps.append(done)
+            if done == stop_after:
+                raise Stop
+
+    stages = Stages(RandomCheckpoint(), dtype=torch.float32, device=CPU, progress=progress)
+    return sample_latents(stages, [CLIP], settings, unfinished=keep)[0], steps
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unfinished, "KEPT_EVERY", 0.0)
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("solver", ["unipc", "dpmpp-2m-sde", "lcm", "heun"])
+def test_it_goes_on_bit_for_bit(solver: str, tmp_path: Path):
+    settings = Settings(steps=6, solver=solver, guidance=(3.0,))
+    whole, steps = sample(settings)
+    assert steps == [0, 1, 2, 3, 4, 5, 6]
+    for stop_after in (1, 4):
+        with pytest.raises(Stop):
+            sample(settings, Unfinished(tmp_path, "k", 3), stop_after)
+        latents, steps = sample(settings, Unfinished(tmp_path, "k", 3))
+        assert steps[0] == stop_after - 1 and torch.equal(latents, whole), "the step that was broken off is done again"
+        latents, steps = sample(settings, Unfinished(tmp_path, "k", 3))
+        assert steps == [] and torch.equal(latents, whole), "nothing is left to do"
+        Unfinished(tmp_path, "k", 3).remove()
+        assert not list(tmp_path.iterdir())
+
+
+def test_what_takes_no_time_is_not_kept(tmp_path: Path):
+    with pytest.raises(Stop):
+        sample(Settings(steps=4), Unfinished(tmp_path, "k", 3), stop_after=2)
+    sample(Settings(steps=4), Unfinished(tmp_path, "k", 3))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_damaged_state_is_as_good_as_none(tmp_path: Path):
+    keep, settings = Unfinished(tmp_path, "k", 3), Settings(steps=4)
+    whole, _ = sample(settings, keep)
+    data = keep.path.read_bytes()
+    for damaged in (b"", data[:-7], data[:40], b"\xff" * 100):
+        keep.path.write_bytes(damaged)
+        assert Unfinished(tmp_path, "k", 3).read(CPU) is None and find(tmp_path, "k", None) is None
+        latents, steps = sample(settings, Unfinished(tmp_path, "k", 3))
+        assert steps[0] == 0 and torch.equal(latents, whole)
+
+
+def state(folder: Path, key: str, seed: int, part: int = 0, **about: str) -> Path:
+    keep = Unfinished(folder, key, seed, part=part)
+    save_file({"0": torch.zeros(2)}, keep.path, {"step": "2", "steps": "9", "process": "1@elsewhere"} | about)
+    return keep.path
+
+
+def test_what_earlier_commands_left(tmp_path: Path):
+    key, other = "0" * 16, "1" * 16
+    assert find(tmp_path, key, None) is None
+    for seed, written in ((5, 100), (7, 300), (6, 200)):
+        os.utime(state(tmp_path, key, seed, process="1@elsewhere"), (written, written))
+    os.utime(state(tmp_path, key, 7, part=2, step="4"), (400, 400))
+    os.utime(state(tmp_path, other, 9), (500, 500))
+    found = find(tmp_path, key, None)
+    assert found is not None and (found.seed, found.part, found.step, found.steps) == (7, 2, 4, 9)
+    found = find(tmp_path, key, 6)
+    assert found is not None and (found.seed, found.part) == (6, 0)
+    assert find(tmp_path, key, 8) is None
+    Unfinished(tmp_path, key, 7).remove()
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.skipif(os.name != "posix", reason="only there can a process be asked whether it runs")
+def test_what_still_runs_is_left_alone(tmp_path: Path):
+    import socket
+
+    key = "0" * 16
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as running:
+        state(tmp_path, key, 5, process=f"{running.pid}@{socket.gethostname()}")
+        assert find(tmp_path, key, None) is None
+        running.communicate(b"\n")
+    assert find(tmp_path, key, None) is not None
+
+
+def test_a_folder_that_cannot_be_written_ends_it_with_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(unfinished, "KEPT_EVERY", 0.0)
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        sample(Settings(steps=2), Unfinished(tmp_path / "gone", "k", 3))
+
+
+def test_the_key_is_another_for_whatever_changes_the_latents(tmp_path: Path):
+    folder = tiny_wan21_folder(tmp_path / "wan")
+    frames = np.zeros((1, 32, 32, 3), np.uint8)
+    usual: dict[str, Any] = {
+        "checkpoint": open_checkpoint(folder),
+        "settings": Settings(steps=4),
+        "prompts": ("a", "b"),
+        "shape": SHAPE,
+        "dtype": torch.float32,
+        "device": CPU,
+    }
+    key = key_of(**usual)
+    assert key == key_of(**usual | {"checkpoint": open_checkpoint(folder)}) and len(key) == 16
+    others = [
+        {"settings": Settings(steps=5)},
+        {"settings": Settings(steps=4, guidance=(2.0,))},
+        {"prompts": ("a", "c")},
+        {"shape": VideoShape(num_frames=9, height=32, width=32)},
+        {"dtype": torch.bfloat16},
+        {"given": {0: frames}},
+        {"given": {0: frames + 1}},
+        {"given": {1: frames}},
+        {"start": frames},
+        {"more": "a.mp4"},
+        {"checkpoint": RandomCheckpoint()},
+    ]
+    keys = [key_of(**usual | other) for other in others]
+    os.utime(folder / "transformer" / "diffusion_pytorch_model.safetensors", (1, 1))
+    keys.append(key_of(**usual | {"checkpoint": open_checkpoint(folder)}))
+    assert len({key, *keys}) == len(keys) + 1
+    assert load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
