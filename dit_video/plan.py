@@ -5,9 +5,10 @@ Estimates, not promises: they are there to refuse what cannot work, and to warn 
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dit_video.errors import UsageError
 from dit_video.shapes import MIN_SIDE, MIN_TILE, Grid, VideoShape
@@ -57,9 +58,10 @@ class Plan:
     """The patches (time, height, width) of a video, and the bytes and operations that they take.
 
     tile: latents on a side of the windows that the decoder works in; None for whole frames. text_bytes, denoise_bytes,
-    decode_bytes: with the weights of the stage. encode_bytes: likewise, of models that take pictures beside the noise,
-    for which all of the clip is encoded. pass_flops: of one clip once through the transformer. keep_layers: of the
-    parts whose layers are streamed, what of them stays in memory.
+    decode_bytes: with the weights of the stage. encode_bytes: likewise, where more than the first frame is encoded, as
+    always in models that take pictures beside the noise; else 0, as one frame takes less than decoding. pass_flops: of
+    one clip once through the transformer. keep_layers: of the parts whose layers are streamed, what of them stays in
+    memory.
     """
 
     shape: VideoShape
@@ -92,12 +94,13 @@ def plan(
     tile: int | None = None,
     available: int | None = None,
     holds: bool = False,
+    encodes: bool = False,
 ) -> Plan:
     """The plan of one guided clip, parameters of `itemsize` bytes, decoded whole or in windows of `tile` latents.
 
     available: bytes that there are; layers of parts that do not fit in them beside their stage's work are streamed.
     holds: they may be held as they are stored, on a device with memory of its own (elsewhere the system's cache of the
-    disk does that).
+    disk does that). encodes: more than its first frame is given, or it starts from frames.
     """
     from dit_video.checkpoints.parts import Keep
 
@@ -137,7 +140,7 @@ def plan(
         denoise_bytes=max((weights[name] for name in weights if name.startswith("transformer")), default=0)
         + activations,
         decode_bytes=weights.get("vae", 0) + features * itemsize + pixels,
-        encode_bytes=weights.get("vae", 0) + encoded * area * itemsize if checkpoint.beside else 0,
+        encode_bytes=weights.get("vae", 0) + encoded * area * itemsize if checkpoint.beside or encodes else 0,
         pass_flops=float(dit.num_layers * block),
         keep_layers=keep_layers,
     )
@@ -149,10 +152,16 @@ def weights_bytes(checkpoint: Described, itemsize: int) -> int:
 
 
 def check_memory(
-    checkpoint: Described, shape: VideoShape, *, itemsize: int, available: int, holds: bool = False
+    checkpoint: Described,
+    shape: VideoShape,
+    *,
+    itemsize: int,
+    available: int,
+    holds: bool = False,
+    encodes: bool = False,
 ) -> Plan:
     """The plan of a clip that fits in `available` bytes: with all weights in memory and its frames decoded whole where
-    that fits, else with layers that are streamed, and in tiles; holds: see `plan`.
+    that fits, else with layers that are streamed, and in tiles; holds, encodes: see `plan`.
 
     Raises:
         UsageError: it does not; the message says what it would take and the nearest size that fits.
@@ -164,30 +173,32 @@ def check_memory(
                 f"takes {_gigabytes(summary.parameters * itemsize)} of memory, and there are {_gigabytes(available)}"
             )
             raise UsageError(f"this model's {part} alone {needs}; try {dtype}a smaller model.")
-    wanted = _plan_that_may_fit(checkpoint, shape, itemsize, available, holds)
+    that_may_fit = partial(
+        _plan_that_may_fit, checkpoint, itemsize=itemsize, available=available, holds=holds, encodes=encodes
+    )
+    wanted = that_may_fit(shape)
     if wanted.nbytes <= available:
         return wanted
     stages = {"denoising": wanted.denoise_bytes, "decoding": wanted.decode_bytes, "encoding": wanted.encode_bytes}
     stages["reading the prompt of"] = wanted.text_bytes
     part = max(stages, key=lambda name: stages[name])
     needs = f"{part} its {wanted.tokens:,} patches takes about {_gigabytes(wanted.nbytes)} of memory"
-    nearest = _nearest(checkpoint, shape, itemsize, available, holds)
+    nearest = _nearest(shape, lambda smaller: that_may_fit(smaller).nbytes <= available)
     raise UsageError(f"{shape}: {needs}, and there are {_gigabytes(available)}; {nearest}.")
 
 
-def _plan_that_may_fit(checkpoint: Described, shape: VideoShape, itemsize: int, available: int, holds: bool) -> Plan:
-    whole = plan(checkpoint, shape, itemsize=itemsize, available=available, holds=holds)
+def _plan_that_may_fit(checkpoint: Described, shape: VideoShape, *, available: int, **options: Any) -> Plan:
+    whole = plan(checkpoint, shape, available=available, **options)
     if whole.nbytes <= available:
         return whole
-    return plan(checkpoint, shape, itemsize=itemsize, tile=MIN_TILE, available=available, holds=holds)
+    return plan(checkpoint, shape, tile=MIN_TILE, available=available, **options)
 
 
-def _nearest(checkpoint: Described, shape: VideoShape, itemsize: int, available: int, holds: bool) -> str:
+def _nearest(shape: VideoShape, fits: Callable[[VideoShape], bool]) -> str:
     scale = min(shape.width, shape.height)
     for side in sorted({scale * n // 64 for n in range(1, 64)}, reverse=True):
         smaller = replace(shape, width=shape.width * side // scale, height=shape.height * side // scale)
-        fitting = _plan_that_may_fit(checkpoint, smaller, itemsize, available, holds)
-        if side >= MIN_SIDE and fitting.nbytes <= available:
+        if side >= MIN_SIDE and fits(smaller):
             return f"the nearest of this shape is {smaller.width}x{smaller.height}"
     return "no size of this length fits: ask for fewer frames, or use a smaller model"
 

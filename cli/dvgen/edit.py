@@ -54,7 +54,7 @@ def _edit(path: Path, prompt: str, strength: float, sampling: Sampling, speaker:
     settings = sampling.settings(checkpoint, strength=strength)
     output = sampling.output_of(f"{path.stem} {prompt}", clip.frames, clip.fps)
     sampling.tell_seed(speaker)
-    plan = sampling.plan(checkpoint, shape, device, dtype)
+    plan = sampling.plan(checkpoint, shape, device, dtype, encodes=clip.frames > 1)
     speaker.note(what_it_takes(plan, settings, device))
     return generate(
         sampling.stages(checkpoint, device, dtype, speaker, plan),

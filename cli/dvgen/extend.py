@@ -145,7 +145,8 @@ def _maker(sampling: Sampling, prompt: str, clip: clips.ClipFile, wanted: Wanted
     shape = VideoShape(num_frames=max(every), height=clip.size[1], width=clip.size[0])
     if checkpoint.beside:
         _check_beside(checkpoint.known_frames, wanted, windows)
-    plan = sampling.plan(checkpoint, shape, device, dtype)
+    encodes = bool(wanted.backward or wanted.loop) or windows.groups_before > 1
+    plan = sampling.plan(checkpoint, shape, device, dtype, encodes=encodes)
     sampling.tell_seed(speaker)
     if checkpoint.beside:
         pass  # it is given what it was trained with

@@ -137,8 +137,8 @@ def _make(request: Request, speaker: console.Speaker) -> "Result":
     settings = sampling.settings(checkpoint)
     output = sampling.output_of(request.prompt, shape.num_frames, fps)
     sampling.tell_seed(speaker)
-    plan = sampling.plan(checkpoint, shape, device, dtype)
     given = pictures.given(read, shape, checkpoint.grid, request.fit, speaker.note)
+    plan = sampling.plan(checkpoint, shape, device, dtype, encodes=any(given))
     if given and not checkpoint.beside:
         pictures.warn_untrained(checkpoint.known_frames, list(given), sampling.warn(speaker))
     speaker.note(what_it_takes(plan, settings, device))

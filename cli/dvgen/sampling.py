@@ -186,13 +186,18 @@ class Sampling:
         shape: "VideoShape",
         device: "torch.device",
         dtype: "torch.dtype",
+        *,
+        encodes: bool = False,
     ) -> "Plan":
-        """What one clip takes, within the memory that there is for it. Raises UsageError."""
+        """What one clip takes, within the memory that there is for it; encodes: see `plan`. Raises UsageError."""
         from dit_video.machine import memory_for
         from dit_video.plan import check_memory
 
         available = memory_for(device, self.memory)
-        return check_memory(checkpoint, shape, itemsize=dtype.itemsize, available=available, holds=device.type != "cpu")
+        holds = device.type != "cpu"
+        return check_memory(
+            checkpoint, shape, itemsize=dtype.itemsize, available=available, holds=holds, encodes=encodes
+        )
 
     def place(self) -> "tuple[torch.device, torch.dtype]":
         """The device and the dtype. Raises UsageError."""

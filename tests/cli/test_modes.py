@@ -165,7 +165,7 @@ def test_a_model_that_was_not_trained_for_it_says_so(monkeypatch: pytest.MonkeyP
         (["extend", "a.mp4", "--forward", "0"], 2, ("--forward 0", "nearest is 1")),
         (["extend", "none.mp4", "--forward", "4"], 1, ("CLIP none.mp4", "no such file")),
         (["extend", "bad.mp4", "--forward", "4"], 1, ("bad.mp4", "ffmpeg cannot read it")),
-        (["extend", "empty.mp4", "--forward", "4"], 1, ("empty.mp4", "ffmpeg cannot read it")),
+        (["extend", "empty.mp4", "--forward", "4"], 1, ("empty.mp4", "the file is empty")),
         (["extend", "a.mp4", "--forward", "4", "-o", "v.png"], 2, ("v.png", "a .png holds 1 frame")),
         (["extend", "a.mp4", "--forward", "4", "-o", "b.mp4"], 1, ("b.mp4", "exists")),
         (["connect", "a.mp4", "b.mp4"], 2, ("--frames",)),
@@ -182,6 +182,17 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(arguments: list[str], code
     Path("empty.mp4").write_bytes(b"")
     iio.imwrite("thin.png", np.zeros((8, 200, 3), np.uint8))
     refused(*arguments, *QUICK, code=code, says=says)
+
+
+def test_encoding_that_does_not_fit_is_refused_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("dit_video.plan.ENCODER_WORK", 10**9)
+    for arguments in (
+        ["sample", "x", "--image", "p.png@4", "--frames", "9"],
+        ["edit", "a.mp4", "x"],
+        ["extend", "a.mp4", "--backward", "4"],
+    ):
+        refused(*arguments, *QUICK, code=2, says=("encoding its", "of memory"))
+    run("sample", "x", "--image", "p.png", "--frames", "5", "-o", "v.mp4", *QUICK)  # one frame takes little
 
 
 def test_a_picture_larger_than_memory_is_refused_unread(monkeypatch: pytest.MonkeyPatch):

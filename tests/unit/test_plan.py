@@ -139,6 +139,16 @@ def test_this_machine_has_memory():
     assert 5e9 < memory_for(CPU, 6 * 2**30) < 6 * 2**30
 
 
+def test_given_frames_are_encoded_whole_where_decoding_is_tiled():
+    shape = video(17, 1024, 1024)
+    tiled = plan(RandomCheckpoint(), shape, itemsize=4, tile=MIN_TILE)
+    encoding = plan(RandomCheckpoint(), shape, itemsize=4, tile=MIN_TILE, encodes=True)
+    assert tiled.encode_bytes == 0 and encoding.nbytes == encoding.encode_bytes > tiled.nbytes
+    assert check_memory(RandomCheckpoint(), shape, itemsize=4, available=tiled.nbytes).tile == MIN_TILE
+    with pytest.raises(UsageError, match=r"encoding its .* patches takes about .*; the nearest of this shape is"):
+        check_memory(RandomCheckpoint(), shape, itemsize=4, available=tiled.nbytes, encodes=True)
+
+
 def test_models_that_animate_pictures_encode_the_whole_clip():
     small = replace(RandomCheckpoint().dit, in_dim=36)  # denoises in less memory than it encodes
     encoder = Summary(parameters=2 * 10**9, nbytes=4 * 10**9, dtypes=("bfloat16",))
