@@ -33,6 +33,7 @@ from dit_video.generate import (
 from dit_video.known import frames_of, group_of
 from dit_video.machine import peak_memory
 from dit_video.shapes import Grid, VideoShape
+from dit_video.unfinished import Unfinished
 from dit_video.video.io import write_video
 
 MAX_SEED = 2**63
@@ -100,7 +101,7 @@ class Windows:
 class Maker:
     """Makes new frames beside given ones, with one prompt and one set of settings.
 
-    made: windows so far; each has the next seed.
+    made: windows so far; each has the next seed. unfinished: where their states are kept until the file is there.
     """
 
     def __init__(
@@ -114,9 +115,10 @@ class Maker:
         size: tuple[int, int],
         windows: Windows,
         tile: int | None = None,
+        unfinished: Unfinished | None = None,
     ) -> None:
         self.stages, self.settings, self.prompt, self.negative = stages, settings, prompt, negative
-        self.seed, self.windows, self.tile = seed, windows, tile
+        self.seed, self.windows, self.tile, self.unfinished = seed, windows, tile, unfinished
         self.width, self.height = size
         self.made = 0
 
@@ -160,11 +162,12 @@ class Maker:
         given, shape, skipped = self._window(before, count, after)
         stages = self.stages
         seed = (self.seed + self.made) % MAX_SEED
+        unfinished = self.unfinished and self.unfinished.of_part(self.made)
         self.made += 1
         with explained_memory(shape):
             known = encode_given(stages, shape, given)
             clip = Clip(prompt=self.prompt, negative=self.negative, shape=shape, seed=seed, known=known)
-            latents = sample_latents(stages, [clip], self.settings)[0]
+            latents = sample_latents(stages, [clip], self.settings, unfinished=unfinished)[0]
             frames = decode_frames(stages.vae, latents, shape, tile=self.tile)
             for number in range(skipped + count):
                 with stages.timed("decode"):
@@ -283,6 +286,8 @@ def write_extended(
     """
     stages, settings = maker.stages, maker.settings
     written = write_video(path, frames, fps=fps, overwrite=overwrite)
+    if maker.unfinished:
+        maker.unfinished.remove()
     if written.note:
         stages.warn(written.note)
     unknown_words, prompt_cut = read_prompts(stages, maker.prompt, maker.negative)

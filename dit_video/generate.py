@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dit_video.checkpoints.files import save_tensors
 from dit_video.checkpoints.parts import Keep
-from dit_video.errors import DvgenError, UsageError
+from dit_video.errors import CheckpointError, DvgenError, UsageError
 from dit_video.flow.guidance import guided, needs_guidance
 from dit_video.flow.levels import NUM_TRAIN_TIMESTEPS, Levels, flow_levels
 from dit_video.flow.solvers import SOLVERS, State
@@ -239,8 +239,7 @@ def sample_latents(
         unfinished: where the state of denoising is kept meanwhile; what is there is gone on with.
 
     Raises:
-        DvgenError: the latents are not finite, the model animates pictures and there is none, or the state cannot be
-            written.
+        DvgenError: the latents are not finite, or the model animates pictures and there is none.
     """
     if stages.checkpoint.beside and any(clip.known is None or clip.known.channels is None for clip in clips):
         raise UsageError(f"this model {BESIDE[stages.checkpoint.known_frames]}.")
@@ -258,9 +257,14 @@ def sample_latents(
         return denoiser.with_known(denoiser.unpack(begin.x))
 
     def on_step(state: State, total: int, denoised: Tensor) -> None:
+        nonlocal unfinished
         stages.progress("steps", state.step, total)
-        if unfinished:
-            unfinished.step(state, total)
+        try:
+            if unfinished:
+                unfinished.step(state, total)
+        except CheckpointError as error:  # no reason to lose the video as well
+            stages.warn(f"the state of denoising cannot be kept: {error}")
+            unfinished = None
 
     denoiser.expert(float(levels.timesteps[begin.step]))  # loads it, before the steps are timed
     stages.progress("steps", begin.step, total)

@@ -30,8 +30,17 @@ if TYPE_CHECKING:
     from dit_video.shapes import VideoShape
 
 KEPT_EVERY = 10.0  # seconds of denoising, after which its state is written, and again after as many
+SECONDS = "DVGEN_KEEP_EVERY"  # the environment's name of another number of them
 
 _NAME = re.compile(r"\.dvgen-([0-9a-f]{16})-(\d+)\.(\d+)\.state")
+
+
+def kept_every() -> float:
+    """Seconds of denoising after which its state is written: what the environment says, or `KEPT_EVERY`."""
+    try:
+        return max(0.0, float(os.environ[SECONDS]))
+    except (KeyError, ValueError):
+        return KEPT_EVERY
 
 
 @dataclass
@@ -55,8 +64,8 @@ class Unfinished:
         return self.folder / f".dvgen-{self.key}-{self.seed}.{self.part}.state"
 
     def of_part(self, part: int) -> "Unfinished":
-        """That of another clip of the same command, its clock at the beginning."""
-        return replace(self, part=part, kept=0, _began=time.monotonic(), _latest=None)
+        """That of another clip of the same command, whose clock goes on."""
+        return replace(self, part=part, kept=0, _latest=None)
 
     def read(self, device: torch.device) -> State | None:
         """Where denoising was broken off; None where there is nothing, or nothing that can be read."""
@@ -77,7 +86,7 @@ class Unfinished:
             CheckpointError: it cannot be written.
         """
         self._latest = state, total
-        if self._is_worth_it() and (state.step == total or time.monotonic() - self._began >= KEPT_EVERY):
+        if self._is_worth_it() and (state.step == total or time.monotonic() - self._began >= kept_every()):
             self.write()
 
     def write(self) -> bool:
@@ -98,7 +107,7 @@ class Unfinished:
         return True
 
     def _is_worth_it(self) -> bool:
-        return self.kept > 0 or time.monotonic() - self._began >= KEPT_EVERY
+        return self.kept > 0 or time.monotonic() - self._began >= kept_every()
 
     def remove(self) -> None:
         """Removes the files of all clips of the command."""
@@ -143,8 +152,7 @@ def key_of(
     *,
     prompts: tuple[str, str],
     shape: "VideoShape",
-    dtype: torch.dtype,
-    device: torch.device,
+    place: tuple[torch.device, torch.dtype],
     given: Mapping[int, np.ndarray] | None = None,
     start: np.ndarray | None = None,
     more: object = None,
@@ -155,6 +163,7 @@ def key_of(
     such as the name of the output.
     """
     frames = {group: _hash(array) for group, array in sorted((given or {}).items())}
+    device, dtype = place
     about = (
         *(checkpoint.identity, settings, prompts, shape, frames, None if start is None else _hash(start), more),
         *(str(dtype), device.type, torch.get_num_threads(), torch.__version__, dit_video.__version__),

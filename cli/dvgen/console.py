@@ -84,6 +84,19 @@ class Speaker:
         else:
             say(text)
 
+    def ask(self, question: str, *, otherwise: bool) -> bool:
+        """What a person answers; `otherwise` where nobody can be asked, or the answer is empty."""
+        if self.quiet or not _is_terminal(sys.stderr) or sys.stdin is None or not sys.stdin.isatty():
+            return otherwise
+        if self._bars:
+            self._bars.stop()
+        sys.stderr.write(f"{question} [{'Y/n' if otherwise else 'y/N'}] ")
+        sys.stderr.flush()
+        answer = sys.stdin.readline().strip().lower()
+        if self._bars:
+            self._bars.start()
+        return answer in ("y", "yes") if answer else otherwise
+
     def progress(self, stage: str, done: int, total: int) -> None:
         """`done` of `total` parts of a stage are finished; called with 0 when it begins."""
         now = time.monotonic()

@@ -44,6 +44,7 @@ def _edit(path: Path, prompt: str, strength: float, sampling: Sampling, speaker:
     import numpy as np
 
     from dit_video.generate import Clip, generate
+    from dit_video.unfinished import key_of
 
     checkpoint = sampling.open()
     if checkpoint.beside:
@@ -52,18 +53,23 @@ def _edit(path: Path, prompt: str, strength: float, sampling: Sampling, speaker:
     clip = clips.open_clip(path, "CLIP", speaker.note, fps=checkpoint.defaults.fps)
     shape = VideoShape(num_frames=clip.frames, height=clip.size[1], width=clip.size[0])
     settings = sampling.settings(checkpoint, strength=strength)
+    plan = sampling.plan(checkpoint, shape, device, dtype, encodes=clip.frames > 1)
+    start = np.stack(list(clip.read()))
+    prompts, named = (prompt, sampling.negative_of(checkpoint)), ("edit", str(sampling.output))
+    key = key_of(checkpoint, settings, prompts=prompts, shape=shape, start=start, more=named, place=(device, dtype))
+    sampling, unfinished = sampling.go_on(key, speaker)
     output = sampling.output_of(f"{path.stem} {prompt}", clip.frames, clip.fps)
     sampling.tell_seed(speaker)
-    plan = sampling.plan(checkpoint, shape, device, dtype, encodes=clip.frames > 1)
     speaker.note(what_it_takes(plan, settings, device))
     return generate(
         sampling.stages(checkpoint, device, dtype, speaker, plan),
-        Clip(prompt=prompt, negative=sampling.negative_of(checkpoint), shape=shape, seed=sampling.seed),
+        Clip(prompt=prompts[0], negative=prompts[1], shape=shape, seed=sampling.seed),
         settings,
         output,
         fps=clip.fps,
-        start=np.stack(list(clip.read())),
+        start=start,
         overwrite=sampling.overwrite,
         save_latents=sampling.save_latents,
         tile=plan.tile,
+        unfinished=unfinished,
     )

@@ -14,6 +14,8 @@ from dvgen.sampling import Sampling, Text, video_option, what_it_takes, with_sam
 
 if TYPE_CHECKING:
     from dit_video.extend import Extended, Maker, Windows
+    from dit_video.models.wan.pipeline import WanCheckpoint
+    from dit_video.models.wan.random import RandomCheckpoint
 
 Clip = Annotated[Path, typer.Argument(metavar="CLIP", help="A video, or a picture.", show_default=False)]
 Prompt = Annotated[str, typer.Argument(metavar="[PROMPT]", help='What happens; "-" reads standard input.')]
@@ -72,8 +74,8 @@ def _extend(path: Path, prompt: str, wanted: Wanted, sampling: Sampling, speaker
     checkpoint = sampling.open()
     clip = clips.open_clip(path, "CLIP", speaker.note, fps=checkpoint.defaults.fps)
     name = f"{path.stem} {'loop' if wanted.loop else 'extended'}"
+    sampling, maker = _maker(sampling, checkpoint, prompt, clip, wanted, speaker, of=("extend", [path]))
     output = sampling.output_of(name, clip.frames + wanted.frames, clip.fps)
-    maker = _maker(sampling, prompt, clip, wanted, speaker)
     frames = extended(
         maker,
         clip.read(),
@@ -122,19 +124,31 @@ def _connect(
     a = clips.open_clip(first, "A", speaker.note, fps=checkpoint.defaults.fps)
     b = clips.open_clip(second, "B", speaker.note, fps=a.fps, size=a.size, rate=a.fps, fit=fit)
     old = a.frames + b.frames
+    of = ("connect", [first, second])
+    sampling, maker = _maker(sampling, checkpoint, prompt, a, Wanted(loop=count), speaker, of=of)
     output = sampling.output_of(f"{first.stem} to {second.stem}", old + count, a.fps)
-    maker = _maker(sampling, prompt, a, Wanted(loop=count), speaker)
     frames = connected(maker, a.read(), b.read(), b.head(head_frames(maker.windows)), count)
     return write_extended(maker, frames, output, fps=a.fps, old_frames=old, overwrite=sampling.overwrite)
 
 
-def _maker(sampling: Sampling, prompt: str, clip: clips.ClipFile, wanted: Wanted, speaker: console.Speaker) -> "Maker":
-    """What makes the new frames: refuses what does not fit in memory, and says what will be done."""
+def _maker(
+    sampling: Sampling,
+    checkpoint: "WanCheckpoint | RandomCheckpoint",
+    prompt: str,
+    clip: clips.ClipFile,
+    wanted: Wanted,
+    speaker: console.Speaker,
+    *,
+    of: tuple[str, list[Path]],
+) -> "tuple[Sampling, Maker]":
+    """What makes the new frames, and the options with its seed: refuses what does not fit in memory, and says what will
+    be done; of: the command, and the files that it reads."""
+    from dit_video.checkpoints.files import fingerprint
     from dit_video.extend import Maker, Windows
     from dit_video.machine import memory_for
     from dit_video.plan import weights_bytes
+    from dit_video.unfinished import key_of
 
-    checkpoint = sampling.open()
     device, dtype = sampling.place()
     settings = sampling.settings(checkpoint)
     longest = checkpoint.defaults.window or checkpoint.defaults.frames
@@ -147,6 +161,11 @@ def _maker(sampling: Sampling, prompt: str, clip: clips.ClipFile, wanted: Wanted
         _check_beside(checkpoint.known_frames, wanted, windows)
     encodes = bool(wanted.backward or wanted.loop) or windows.groups_before > 1
     plan = sampling.plan(checkpoint, shape, device, dtype, encodes=encodes)
+    command, files = of
+    named = (command, fingerprint(files), wanted, windows, str(sampling.output))
+    prompts = (prompt, sampling.negative_of(checkpoint))
+    key = key_of(checkpoint, settings, prompts=prompts, shape=shape, more=named, place=(device, dtype))
+    sampling, unfinished = sampling.go_on(key, speaker)
     sampling.tell_seed(speaker)
     if checkpoint.beside:
         pass  # it is given what it was trained with
@@ -157,15 +176,16 @@ def _maker(sampling: Sampling, prompt: str, clip: clips.ClipFile, wanted: Wanted
     speaker.note(what_it_takes(plan, settings, device, windows=len(every)))
     together = plan.nbytes + weights_bytes(checkpoint, dtype.itemsize)
     several = len(every) > 1 and not plan.keep_layers and together < memory_for(device, sampling.memory)
-    return Maker(
+    return sampling, Maker(
         sampling.stages(checkpoint, device, dtype, speaker, plan, keep=several),
         settings,
-        prompt=prompt,
-        negative=sampling.negative_of(checkpoint),
+        prompt=prompts[0],
+        negative=prompts[1],
         seed=sampling.seed,
         size=clip.size,
         windows=windows,
         tile=plan.tile,
+        unfinished=unfinished,
     )
 
 

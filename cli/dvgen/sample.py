@@ -124,6 +124,7 @@ def _make(request: Request, speaker: console.Speaker) -> "Result":
     sampling = request.sampling
     speaker.progress("load program", 0, 1)
     from dit_video.generate import Clip, generate
+    from dit_video.unfinished import key_of
 
     checkpoint = sampling.open()
     device, dtype = sampling.place()
@@ -135,16 +136,19 @@ def _make(request: Request, speaker: console.Speaker) -> "Result":
     if checkpoint.beside:
         pictures.check_beside(request.images, checkpoint.known_frames, shape.num_frames)
     settings = sampling.settings(checkpoint)
-    output = sampling.output_of(request.prompt, shape.num_frames, fps)
-    sampling.tell_seed(speaker)
     given = pictures.given(read, shape, checkpoint.grid, request.fit, speaker.note)
     plan = sampling.plan(checkpoint, shape, device, dtype, encodes=any(given))
     if given and not checkpoint.beside:
         pictures.warn_untrained(checkpoint.known_frames, list(given), sampling.warn(speaker))
+    prompts, named = (request.prompt, sampling.negative_of(checkpoint)), ("sample", str(sampling.output), fps)
+    key = key_of(checkpoint, settings, prompts=prompts, shape=shape, given=given, more=named, place=(device, dtype))
+    sampling, unfinished = sampling.go_on(key, speaker)
+    output = sampling.output_of(request.prompt, shape.num_frames, fps)
+    sampling.tell_seed(speaker)
     speaker.note(what_it_takes(plan, settings, device))
     return generate(
         sampling.stages(checkpoint, device, dtype, speaker, plan),
-        Clip(prompt=request.prompt, negative=sampling.negative_of(checkpoint), shape=shape, seed=sampling.seed),
+        Clip(prompt=prompts[0], negative=prompts[1], shape=shape, seed=sampling.seed),
         settings,
         output,
         fps=fps,
@@ -152,6 +156,7 @@ def _make(request: Request, speaker: console.Speaker) -> "Result":
         overwrite=sampling.overwrite,
         save_latents=sampling.save_latents,
         tile=plan.tile,
+        unfinished=unfinished,
     )
 
 

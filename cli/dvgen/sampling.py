@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dit_video.models.wan.random import RandomCheckpoint
     from dit_video.plan import Plan
     from dit_video.shapes import VideoShape
+    from dit_video.unfinished import Unfinished
 
 SLOW = 600.0  # seconds from which on a video's time is worth a warning
 
@@ -53,6 +54,7 @@ class Sampling:
     output: Path | None
     save_latents: Path | None
     overwrite: bool
+    fresh: bool
     as_json: bool
     quiet: bool
 
@@ -138,6 +140,27 @@ class Sampling:
         output = self.output or options.made_name(name, self.seed, suffix, Path())
         check_video(output, frames, fps=fps, overwrite=self.overwrite, option="--output")
         return output
+
+    def go_on(self, key: str, speaker: console.Speaker) -> "tuple[Sampling, Unfinished]":
+        """Where the state of denoising is kept, and this with the seed of what the same command left, if it goes on.
+
+        key: see `key_of`.
+        """
+        from dit_video.unfinished import Unfinished, find
+
+        folder = self.output.parent if self.output else Path()
+        found = find(folder, key, None if self.seed_drawn else self.seed)
+        if found is None:
+            return self, Unfinished(folder, key, self.seed)
+        there = f"{found.step} of {found.steps} steps of the same command are there"
+        if found.part:
+            there = f"{there}, in window {found.part + 1}"
+        if self.fresh or not speaker.ask(f"{there}. Go on from them?", otherwise=True):
+            if not self.seed_drawn:
+                Unfinished(folder, key, self.seed).remove()
+            return self, Unfinished(folder, key, self.seed)
+        speaker.note(f"{there}, with the seed {found.seed}: going on (--fresh begins anew)")
+        return replace(self, seed=found.seed, seed_drawn=False), Unfinished(folder, key, found.seed)
 
     def tell_seed(self, speaker: console.Speaker) -> None:
         """Say which seed it is; one that was drawn also when quiet."""
@@ -240,6 +263,9 @@ def _options(
     lora_low: Annotated[list[str] | None, _files("--lora-low", "FILE[:STRENGTH]", loras.LOW_HELP)] = None,
     output: Annotated[Path | None, _files("--output -o", "FILE", ".mp4, .webm, .gif, or .png for one frame.")] = None,
     overwrite: Annotated[bool, _files("--overwrite", None, "Replace files that exist.")] = False,
+    fresh: Annotated[
+        bool, _files("--fresh", None, "Begin anew where the same command was broken off, instead of going on.")
+    ] = False,
     save_latents: Annotated[
         Path | None, _files("--save-latents", "FILE.safetensors", "Also write the latents.")
     ] = None,
@@ -284,6 +310,7 @@ def _options(
         output=output,
         save_latents=save_latents,
         overwrite=overwrite,
+        fresh=fresh,
         as_json=as_json,
         quiet=quiet,
     )

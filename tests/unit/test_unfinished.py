@@ -11,8 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dit_video import unfinished
-from dit_video.errors import CheckpointError
 from dit_video.generate import Clip, Settings, Stages, sample_latents
 from dit_video.models import open_checkpoint
 from dit_video.models.wan.random import RandomCheckpoint
@@ -29,9 +27,12 @@ class Stop(BaseException):
     pass
 
 
-def sample(settings: Settings, keep: Unfinished | None = None, stop_after: int | None = None) -> tuple[Any, list[int]]:
+def sample(
+    settings: Settings, keep: Unfinished | None = None, stop_after: int | None = None, said: list[str] | None = None
+) -> tuple[Any, list[int]]:
     """Latents, and the steps that were reported; it ends at one."""
     steps: list[int] = []
+    said = [] if said is None else said
 
     def progress(stage: str, done: int, total: int) -> None:
         if stage == "steps":
@@ -39,13 +40,13 @@ def sample(settings: Settings, keep: Unfinished | None = None, stop_after: int |
             if done == stop_after:
                 raise Stop
 
-    stages = Stages(RandomCheckpoint(), dtype=torch.float32, device=CPU, progress=progress)
+    stages = Stages(RandomCheckpoint(), dtype=torch.float32, device=CPU, progress=progress, warn=said.append)
     return sample_latents(stages, [CLIP], settings, unfinished=keep)[0], steps
 
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unfinished, "KEPT_EVERY", 0.0)
+    monkeypatch.setenv("DVGEN_KEEP_EVERY", "0")
 
 
 @pytest.mark.usefixtures("at_once")
@@ -118,10 +119,13 @@ def test_what_still_runs_is_left_alone(tmp_path: Path):
     assert find(tmp_path, key, None) is not None
 
 
-def test_a_folder_that_cannot_be_written_ends_it_with_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(unfinished, "KEPT_EVERY", 0.0)
-    with pytest.raises(CheckpointError, match="cannot be written"):
-        sample(Settings(steps=2), Unfinished(tmp_path / "gone", "k", 3))
+@pytest.mark.usefixtures("at_once")
+def test_a_state_that_cannot_be_written_is_no_failure(tmp_path: Path):
+    said: list[str] = []
+    latents, steps = sample(Settings(steps=3), Unfinished(tmp_path / "gone", "k", 3), said=said)
+    assert steps[-1] == 3 and torch.equal(latents, sample(Settings(steps=3))[0])
+    (line,) = said
+    assert line.startswith("the state of denoising cannot be kept: ") and "No such file" in line
 
 
 def test_the_key_is_another_for_whatever_changes_the_latents(tmp_path: Path):
@@ -132,8 +136,7 @@ def test_the_key_is_another_for_whatever_changes_the_latents(tmp_path: Path):
         "settings": Settings(steps=4),
         "prompts": ("a", "b"),
         "shape": SHAPE,
-        "dtype": torch.float32,
-        "device": CPU,
+        "place": (CPU, torch.float32),
     }
     key = key_of(**usual)
     assert key == key_of(**usual | {"checkpoint": open_checkpoint(folder)}) and len(key) == 16
@@ -142,7 +145,7 @@ def test_the_key_is_another_for_whatever_changes_the_latents(tmp_path: Path):
         {"settings": Settings(steps=4, guidance=(2.0,))},
         {"prompts": ("a", "c")},
         {"shape": VideoShape(num_frames=9, height=32, width=32)},
-        {"dtype": torch.bfloat16},
+        {"place": (CPU, torch.bfloat16)},
         {"given": {0: frames}},
         {"given": {0: frames + 1}},
         {"given": {1: frames}},
