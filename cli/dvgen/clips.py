@@ -94,8 +94,10 @@ def open_clip(
     even_at = None
     if info.uneven or (info.fps is not None and abs(wanted / info.fps - 1) > 1e-3):
         even_at = wanted
-        why = "its frames come unevenly" if info.uneven else f"it has {info.fps:g} frames per second"
-        note(f"{path}: {why}; it is read at {wanted:g}.")
+        if info.uneven:
+            note(f"{path}: its frames come unevenly; at {wanted:g} per second some are repeated or left out.")
+        else:
+            note(f"{path}: it has {info.fps:g} frames per second; it is read at {wanted:g}.")
     if info.audio:
         note(f"{path}: its sound is left out.")
     frames = info.frames

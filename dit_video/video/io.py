@@ -9,6 +9,7 @@ import re
 import subprocess
 import tempfile
 import threading
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -21,7 +22,9 @@ from typing import IO, Any
 import imageio.v3 as iio
 import imageio_ffmpeg
 import numpy as np
+from imageio.core.request import InitializationError
 from numpy.typing import NDArray
+from PIL import Image
 
 from dit_video import atomic
 from dit_video.errors import MediaError
@@ -30,6 +33,12 @@ from dit_video.video.output import check_video
 Frames = NDArray[np.uint8]
 
 MAX_PICTURE_PIXELS = 64_000_000  # 8000x8000; its numbers take 1 GB while it is read
+
+# What ffmpeg's commonest reasons mean.
+_MEANING = {
+    "moov atom not found": "it is not a video, or its end is missing",
+    "Stream map '' matches no streams": "it holds no video",
+}
 
 _ENVIRONMENT = threading.Lock()  # of the process, which is everybody's
 
@@ -51,7 +60,8 @@ class VideoInfo:
     """What a video file holds: pixels, frames counted by decoding them, frames per second, and how they are coded.
 
     fps: None for a picture, which has no rate. uneven: the frames do not follow each other evenly, and fps is the rate
-    that most of them have. audio: there is sound too. Rotation that the file asks for is done already.
+    that most of them have. seconds: playing time; None for a picture. audio: there is sound too. Rotation that the file
+    asks for is done already.
     """
 
     width: int
@@ -63,11 +73,7 @@ class VideoInfo:
     colorspace: str
     uneven: bool = False
     audio: bool = False
-
-    @property
-    def seconds(self) -> float | None:
-        """Playing time; None for a picture."""
-        return None if self.fps is None else self.frames / self.fps
+    seconds: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +171,8 @@ def read_picture(path: Path | str) -> Frames:
     """
     path = _file(path)
     try:
-        opened: Any = iio.imopen(path, "r", plugin="pillow")  # its own options are not in imageio's types
+        with warnings.catch_warnings(category=Image.DecompressionBombWarning, action="ignore"):  # we have a rule
+            opened: Any = iio.imopen(path, "r", plugin="pillow")  # its own options are not in imageio's types
         with opened as file:
             properties = file.properties(index=0)
             height, width = properties.shape[:2]
@@ -179,6 +186,13 @@ def read_picture(path: Path | str) -> Frames:
     except MediaError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything about damaged files
+        if isinstance(error.__cause__, Image.DecompressionBombError):
+            rule = f"a picture may have {MAX_PICTURE_PIXELS:,} pixels at most, and this one has far more"
+            raise MediaError(f"{path}: {rule}; make it smaller first.") from None
+        if isinstance(error.__cause__, InitializationError):
+            raise MediaError(
+                f"{path}: this is no picture of a known kind, such as PNG or JPEG, or it is damaged."
+            ) from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise MediaError(f"{path}: cannot be read as a picture ({reason.rstrip('.')}).") from None
     alpha = pixels[..., 3:] / 255
@@ -209,6 +223,7 @@ def probe(path: Path | str) -> VideoInfo:
     tick = Fraction(header["tb"])
     fps: Fraction | None = 1 / (tick * usual)
     uneven = len(steps) > 1
+    whole = tick * (times[-1] - times[0] + usual)  # how long the last one is shown is not told
     duration = re.search(r"Duration: (\d+):(\d+):([\d.]+)", messages)
     if _is_picture(messages, codec, len(crcs)):
         fps = None  # ffmpeg makes one up
@@ -228,6 +243,7 @@ def probe(path: Path | str) -> VideoInfo:
         codec=codec,
         pix_fmt=pix_fmt,
         uneven=uneven,
+        seconds=None if fps is None else float(whole),
         audio=re.search(r"Stream #0:\d+.*: Audio: ", messages) is not None,
         colorspace=next((tag for tag in tags.split(", ") if tag not in ("tv", "pc", "progressive", "")), "unknown"),
     )
@@ -357,11 +373,13 @@ def _input(path: Path | str) -> list[str]:
 
 
 def _file(path: Path | str) -> Path:
-    """`path`, which must be a file. Raises MediaError."""
+    """`path`, which must be a file that is not empty. Raises MediaError."""
     if not Path(path).is_file():
         raise MediaError(
             f"{path}: {'this is a folder, not a file' if Path(path).is_dir() else 'there is no such file'}."
         )
+    if not Path(path).stat().st_size:
+        raise MediaError(f"{path}: the file is empty.")
     return Path(path)
 
 
@@ -400,6 +418,7 @@ def _ffmpeg(
         status = process.wait()
         if status != 0:
             reason = _reason(Path(messages.name)) or f"exit status {status}"
+            reason = _MEANING.get(reason, reason)
             raise MediaError(f"{path}: ffmpeg cannot read it ({reason}).")
         if log is not None:
             log.extend(Path(messages.name).read_text(errors="replace").splitlines())

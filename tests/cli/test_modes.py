@@ -156,7 +156,7 @@ def test_a_model_that_was_not_trained_for_it_says_so(monkeypatch: pytest.MonkeyP
             2,
             ("q.png@3", "frames 1 to 4 together", "none is free"),
         ),
-        (["sample", "x", "--image", "bad.png"], 1, ("bad.png", "cannot be read as a picture")),
+        (["sample", "x", "--image", "bad.png"], 1, ("bad.png", "no picture of a known kind")),
         (["sample", "x", "--image", "p.png", "--fit", "crop"], 2, ("--fit 'crop'", "cover, contain, stretch")),
         (["sample", "x", "--fit", "cover"], 2, ("--fit cover", "no --image")),
         (["sample", "x", "--image", "thin.png"], 2, ("thin.png", "200x8", "--size, such as 200x16")),

@@ -3,8 +3,11 @@
 import os
 import re
 import signal
+import struct
 import subprocess
 import tempfile
+import warnings
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -263,9 +266,16 @@ def test_unreadable_files_are_one_sentence(tmp_path: Path, read) -> None:
     (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) * 2 // 3])
     (tmp_path / "text.mp4").write_bytes(b"this is not a video\n" * 50)
     (tmp_path / "empty.mp4").touch()
-    for name in ("cut.mp4", "text.mp4", "empty.mp4"):
-        with pytest.raises(MediaError, match=rf"{name}: ffmpeg cannot read it \([^\n]+\)\.$"):
-            read(tmp_path / name)
+    with pytest.raises(MediaError, match=r"cut\.mp4: ffmpeg cannot read it \([^\n]+\)\.$"):
+        read(tmp_path / "cut.mp4")
+    ffmpeg("-f", "lavfi", "-i", "sine=d=0.2", tmp_path / "sound.mp4")
+    for name, says in (
+        ("text", "ffmpeg cannot read it (it is not a video, or its end is missing)."),
+        ("sound", "ffmpeg cannot read it (it holds no video)."),
+        ("empty", "the file is empty."),
+    ):
+        with pytest.raises(MediaError, match=re.escape(f"{name}.mp4: {says}")):
+            read(tmp_path / f"{name}.mp4")
     with pytest.raises(MediaError, match=r"missing\.mp4: there is no such file\.$"):
         read(tmp_path / "missing.mp4")
     with pytest.raises(MediaError, match="this is a folder"):
@@ -289,9 +299,10 @@ def test_uneven_frames_and_sound_are_told_and_frames_can_be_had_evenly(tmp_path:
     ffmpeg(*source, "-f", "lavfi", "-i", "sine", "-shortest", even)
     ffmpeg(*source, "-vf", "select=lt(n\\,12)+not(mod(n\\,3))", "-fps_mode", "vfr", uneven)
     info = probe(even)
-    assert (info.frames, info.fps, info.uneven, info.audio) == (24, 24, False, True)
+    assert (info.frames, info.fps, info.seconds, info.uneven, info.audio) == (24, 24, 1, False, True)
     info = probe(uneven)
     assert (info.frames, info.fps, info.uneven, info.audio) == (16, 24, True, False)
+    assert info.seconds == pytest.approx(22 / 24)  # the last one begins at 21/24
     once, evenly = list(read_frames(uneven)), list(read_frames(uneven, fps=24))
     assert len(once) == 16 and 22 <= len(evenly) <= 24  # how long the last one lasts is not told
     for time, number in ((0, 0), (11, 11), (12, 12), (13, 12), (14, 12), (15, 13), (20, 14), (21, 15)):
@@ -349,3 +360,31 @@ def test_a_picture_is_turned_and_put_on_white(tmp_path: Path) -> None:
     assert np.abs(read_picture(tmp_path / "deep.png") - deep[..., None] / 257).max() <= 0.5
     with pytest.raises(MediaError, match=r"none\.png: there is no such file"):
         read_picture(tmp_path / "none.png")
+
+
+def a_header(width: int, height: int) -> bytes:
+    """A PNG that says so large a size and holds next to nothing of it."""
+    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", size), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+
+
+def test_what_is_no_picture_and_what_is_too_large_is_said_in_plain_words(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_bytes(b"this is not a picture\n")
+    write_video(tmp_path / "clip.mp4", gradient(2, 32, 32), fps=24)
+    for name in ("text.png", "clip.mp4"):
+        with pytest.raises(
+            MediaError, match=rf"{name}: this is no picture of a known kind, such as PNG or JPEG, or it is damaged\.$"
+        ):
+            read_picture(tmp_path / name)
+    (tmp_path / "empty.png").touch()
+    with pytest.raises(MediaError, match=r"empty\.png: the file is empty\.$"):
+        read_picture(tmp_path / "empty.png")
+    # Pillow warns of the first and refuses the second; both are ours to refuse
+    for side, says in ((10_000, "is 10000x10000"), (60_000, "has far more")):
+        (tmp_path / "large.png").write_bytes(a_header(side, side))
+        said = f"64,000,000 pixels at most, and this one {says}; make it smaller"
+        with warnings.catch_warnings(action="error"), pytest.raises(MediaError, match=said):
+            read_picture(tmp_path / "large.png")
