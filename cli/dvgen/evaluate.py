@@ -167,6 +167,7 @@ def _answer(request: Request, speaker: console.Speaker) -> "tuple[list[Answer], 
         itemsize=dtype.itemsize,
         available=memory_for(device, None),
         holds=device.type != "cpu",
+        encodes=request.mode not in ("text", "image"),
     )
     tile = plan.tile
     with explained_memory(shape):
