@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import Unigram
 
 from dit_video.checkpoints.stored import gguf_field
 from dit_video.errors import CheckpointError
 
-_NORMAL, _UNKNOWN, _USER_DEFINED, _BYTE = 1, 2, 4, 6  # SentencePiece.Type
+_NORMAL, _UNKNOWN, _BYTE = 1, 2, 6  # SentencePiece.Type
 _UNIGRAM = 1  # TrainerSpec.ModelType
 _SPACE = "▁"
 
@@ -79,23 +79,26 @@ def _unigram(
         raise CheckpointError(f"{file}: not a unigram SentencePiece model with an unknown piece and </s>.")
     vocabulary = [(text, score) for text, score, _ in pieces]
     tokenizer = Tokenizer(Unigram(vocabulary, kinds.index(_UNKNOWN), byte_fallback=_BYTE in kinds))
-    tokenizer.normalizer = _normalizer(charsmap, collapse)
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, "always" if prefix else "never", split=False)
+    tokenizer.normalizer = _normalizer(charsmap, prefix, collapse)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, "never", split=False)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", names.index("</s>"))]
     )
-    tokenizer.add_tokens([AddedToken(text, normalized=False) for text, _, kind in pieces if kind == _USER_DEFINED])
+    # Pieces that a user defined need no rule of their own: their score of 0 is above that of any others in their place.
     return tokenizer
 
 
-def _normalizer(charsmap: bytes | None, collapse: bool) -> normalizers.Normalizer:
-    """The compiled character map (NFKC and more), then superfluous spaces away."""
+def _normalizer(charsmap: bytes | None, prefix: bool, collapse: bool) -> normalizers.Normalizer:
+    """The compiled character map (NFKC and more), then superfluous spaces away, then a space before the text.
+
+    That space is added here and not by Metaspace, which adds none to a text that begins with one.
+    """
     steps: list[normalizers.Normalizer] = []
     if charsmap:
         steps.append(normalizers.Precompiled(charsmap))
     if collapse:
         steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
-    return normalizers.Sequence(steps)
+    return normalizers.Sequence([*steps, normalizers.Prepend(" ")] if prefix else steps)
 
 
 def _piece(data: bytes) -> tuple[str, float, int]:
