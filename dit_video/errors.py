@@ -17,5 +17,9 @@ class CheckpointError(DvgenError):
     """A checkpoint that is missing, damaged, or not of a known layout."""
 
 
+class UndefinedNumbers(DvgenError):
+    """A computation that gave infinite or undefined numbers, and would again."""
+
+
 class MediaError(DvgenError):
     """A video or image file that cannot be read or written."""

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from dit_video.generate import Clip, Progress, Settings, Stages, decode_frames, sample_latents
+from dit_video.decode import decode_frames
+from dit_video.generate import Clip, Progress, Settings, Stages, sample_latents
 from dit_video.nn.pixels import pad_frames, to_video
 from dit_video.scenes.captions import caption
 from dit_video.scenes.detector import Detection, detect_objects, matched, score, score_objects

@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from dit_video.decode import decode_frames
 from dit_video.evaluate import SHEET_CLIPS, SHEET_FRAMES, Answer, Question
 from dit_video.extend import Maker, Windows, connected, extended, head_frames
-from dit_video.generate import Clip, Progress, Settings, Stages, decode_frames, encode_given, sample_latents
+from dit_video.generate import Clip, Progress, Settings, Stages, encode_given, sample_latents
 from dit_video.known import encode_frames
 from dit_video.nn.pixels import pad_frames
 from dit_video.scenes.captions import caption

@@ -20,11 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
+from dit_video.decode import decode_frames
 from dit_video.generate import (
     Clip,
     Settings,
     Stages,
-    decode_frames,
     encode_given,
     explained_memory,
     read_prompts,

@@ -20,21 +20,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dit_video.checkpoints.files import save_tensors
 from dit_video.checkpoints.parts import Keep
-from dit_video.errors import CheckpointError, DvgenError, UsageError
+from dit_video.decode import save_latents_of, write_decoded
+from dit_video.errors import CheckpointError, DvgenError, UndefinedNumbers, UsageError
 from dit_video.flow.guidance import guided, needs_guidance
 from dit_video.flow.levels import NUM_TRAIN_TIMESTEPS, Levels, flow_levels
 from dit_video.flow.solvers import SOLVERS, State
 from dit_video.known import BESIDE, Known, check_beside, encode_beside, encode_frames, encode_known
-from dit_video.machine import peak_memory
-from dit_video.nn.pixels import pad_frames, to_frames
+from dit_video.machine import is_out_of_memory, peak_memory
+from dit_video.nn.pixels import pad_frames
 from dit_video.plan import PACK_TOKENS
 from dit_video.shapes import Grid, VideoShape
 from dit_video.text.cache import Embedded, EmbeddingCache
 from dit_video.text.encoders import MAX_LENGTH
 from dit_video.unfinished import Unfinished
-from dit_video.video.io import write_video
 
 if TYPE_CHECKING:
     from dit_video.models.wan.dit import ImageKeys, TextKeys, WanDiT
@@ -258,6 +257,10 @@ def sample_latents(
 
     def on_step(state: State, total: int, denoised: Tensor) -> None:
         nonlocal unfinished
+        if not bool(torch.isfinite(state.x).all()):
+            raise UndefinedNumbers(
+                f"step {state.step} of {total} gave infinite or undefined numbers: {_likely(stages.dtype)}."
+            )
         stages.progress("steps", state.step, total)
         try:
             if unfinished:
@@ -272,24 +275,24 @@ def sample_latents(
         x = SOLVERS[settings.solver](
             denoiser, begin, levels, draw=lambda: _flat(noise.draw()).to(stages.device), on_step=on_step
         )
-    if not bool(torch.isfinite(x).all()):
-        cause = (
-            "float16 overflowed; use --dtype bfloat16" if stages.dtype == torch.float16 else "the weights are damaged"
-        )
-        raise DvgenError(f"the latents hold infinite or undefined numbers: {cause}.")
     return denoiser.with_known(denoiser.unpack(x))
 
 
 @contextmanager
 def _kept(unfinished: Unfinished | None, stages: Stages) -> Iterator[None]:
-    """Writes the state of denoising that is broken off, and says so."""
+    """Writes the state of what is broken off, and says so; but not of denoising that would fail again."""
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         with suppress(DvgenError):
-            if unfinished and unfinished.write():
-                stages.warn(f"{unfinished.kept} steps are kept; the same command goes on from there.")
+            if unfinished and not isinstance(error, UndefinedNumbers) and unfinished.write():
+                what = "all steps are" if unfinished.is_done else f"{unfinished.kept} steps are"
+                stages.warn(f"{what} kept; the same command goes on from there.")
         raise
+
+
+def _likely(dtype: torch.dtype) -> str:
+    return "float16 overflowed; use --dtype bfloat16" if dtype == torch.float16 else "the weights are damaged"
 
 
 def _begin(noise: Tensor, start: Tensor | None, sigma: float) -> Tensor:
@@ -456,24 +459,6 @@ def _flat(latents: Sequence[Tensor]) -> Tensor:
     return torch.cat([x.flatten() for x in latents])
 
 
-@torch.no_grad()
-def decode_frames(
-    vae: "WanVAE", latents: Tensor, shape: VideoShape, *, tile: int | None = None
-) -> Iterator[np.ndarray]:
-    """Frames (H, W, 3) uint8 as they are decoded from latents (C, T, H, W), cropped and trimmed to `shape`.
-
-    Frames of more than `tile` latents on a side are decoded in windows of that size, in less memory, and blended.
-    What a clip is padded with comes at its end, at the bottom and at the right, in training as here.
-    """
-    left = shape.num_frames
-    for chunk in vae.decode_stream(latents[None].to(next(vae.parameters()).dtype), tile=tile):  # 1 3 t H W
-        frames = to_frames(chunk[0, :, :left, : shape.height, : shape.width])  # t H W 3
-        yield from frames
-        left -= len(frames)
-        if left == 0:
-            return
-
-
 @dataclass(frozen=True, kw_only=True)
 class Result:
     """What `generate` made.
@@ -510,16 +495,20 @@ def generate(
     start: np.ndarray | None = None,
     overwrite: bool = False,
     save_latents: Path | None = None,
+    model: str = "",
     tile: int | None = None,
     unfinished: Unfinished | None = None,
+    strict: bool = False,
 ) -> Result:
     """Makes one video file; with `save_latents` also a file of its latents, which is there before decoding begins.
 
     Args:
         given: frames that are given, see `encode_given`.
         start: frames (T, H, W, 3) uint8 of the clip's shape, to begin with at the level of `Settings.strength`.
+        model: what the latents say of the model that made them.
         tile: see `decode_frames`.
         unfinished: see `sample_latents`; gone when the file is there.
+        strict: see `write_decoded`.
 
     Raises:
         DvgenError: a stage that cannot be loaded, too little memory, latents that are not finite, or a file that cannot
@@ -529,20 +518,14 @@ def generate(
         clip = _with_frames(stages, clip, given, start)
         latents = sample_latents(stages, [clip], settings, unfinished=unfinished)[0]
         if save_latents:
-            about = {"prompt": clip.prompt, "negative": clip.negative, "seed": str(clip.seed), "size": str(clip.shape)}
-            save_tensors({"latents": latents.cpu()}, save_latents, metadata=about)
-        vae = stages.vae
-        stages.progress("decode", 0, clip.shape.num_frames)
-        with stages.timed("decode"):
-            frames = _counted(
-                decode_frames(vae, latents, clip.shape, tile=tile), stages.progress, clip.shape.num_frames
+            about = {"prompt": clip.prompt, "negative": clip.negative, "seed": str(clip.seed), "model": model}
+            save_latents_of(latents, save_latents, clip.shape, fps=fps, about=about)
+        with _kept(unfinished, stages):
+            written = write_decoded(
+                stages, latents, clip.shape, path, fps=fps, overwrite=overwrite, tile=tile, strict=strict
             )
-            written = write_video(path, frames, fps=fps, overwrite=overwrite)
-        stages.progress("decode", clip.shape.num_frames, clip.shape.num_frames)
     if unfinished:
         unfinished.remove()
-    if written.note:
-        stages.warn(written.note)
     grid = stages.checkpoint.grid.tokens(stages.checkpoint.grid.latent(clip.shape))
     unknown_words, prompt_cut = read_prompts(stages, *_prompts(clip, settings))
     return Result(
@@ -603,20 +586,13 @@ def encode_given(stages: Stages, shape: VideoShape, given: Mapping[int, np.ndarr
         )
 
 
-def _counted(frames: Iterator[np.ndarray], progress: Progress, total: int) -> Iterator[np.ndarray]:
-    for count, frame in enumerate(frames):
-        progress("decode", count, total)  # the last one counts when the file is there: encoders run behind
-        yield frame
-
-
 @contextmanager
 def explained_memory(shape: VideoShape) -> Iterator[None]:
     """Turns "out of memory", which torch says in several ways, into a sentence. Raises DvgenError."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        phrases = ("out of memory", "not enough memory", "can't allocate memory")
-        if isinstance(error, RuntimeError) and not any(phrase in str(error).lower() for phrase in phrases):
+        if not is_out_of_memory(error):
             raise
         advice = "ask for a smaller --size or fewer --frames, or use --dtype bfloat16"
         raise DvgenError(f"{shape}: there is not enough memory for it; {advice}.") from error

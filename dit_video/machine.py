@@ -26,6 +26,12 @@ def peak_memory(device: torch.device) -> dict[str, int]:
     return found
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether this is "out of memory", which torch says in several ways."""
+    phrases = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(phrase in str(error).lower() for phrase in phrases)
+
+
 def pick_device(name: str) -> torch.device:
     """The device of "auto" (CUDA where there is one, else the CPU: nothing was ever run on MPS), "cpu", "cuda", "mps".
 

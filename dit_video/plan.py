@@ -187,6 +187,20 @@ def check_memory(
     raise UsageError(f"{shape}: {needs}, and there are {_gigabytes(available)}; {nearest}.")
 
 
+def decoding_tile(checkpoint: Described, shape: VideoShape, *, itemsize: int, available: int) -> int | None:
+    """The side of the tiles that frames are decoded in, in latents; None where they fit whole.
+
+    Raises:
+        UsageError: not even tiles fit.
+    """
+    for tile in (None, MIN_TILE):
+        needed = plan(checkpoint, shape, itemsize=itemsize, tile=tile).decode_bytes
+        if needed <= available:
+            return tile
+    needs = f"decoding takes about {_gigabytes(needed)} of memory, and there are {_gigabytes(available)}"
+    raise UsageError(f"{shape}: {needs}; decode on a machine with more.")
+
+
 def _plan_that_may_fit(checkpoint: Described, shape: VideoShape, *, available: int, **options: Any) -> Plan:
     whole = plan(checkpoint, shape, available=available, **options)
     if whole.nbytes <= available:

@@ -63,6 +63,11 @@ class Unfinished:
         """The file."""
         return self.folder / f".dvgen-{self.key}-{self.seed}.{self.part}.state"
 
+    @property
+    def is_done(self) -> bool:
+        """Whether the latest state is that after the last step."""
+        return self._latest is not None and self._latest[0].step == self._latest[1]
+
     def of_part(self, part: int) -> "Unfinished":
         """That of another clip of the same command, whose clock goes on."""
         return replace(self, part=part, kept=0, _latest=None)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dit_video.checkpoints.files import read_json
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from dit_video.models.wan.pipeline import WanCheckpoint
     from dit_video.models.wan.random import RandomCheckpoint
 
+RANDOM = "random weights"  # what latents say of the model that made them
 MODEL_HELP = "A folder, a file or a name, see `dvgen models`; the shipped model without."
 BESIDE = "of --model FILE; looked for beside it without."
 HIGH_NOISE_HELP = "The high-noise one of two transformers, where --model is the low-noise one."
@@ -28,6 +30,14 @@ class Chosen:
     named: Named
     loras: tuple[Lora, ...]
     random: bool
+
+    @property
+    def saved_name(self) -> str:
+        """What finds it again from any folder: the name of a shipped or cached model, or a whole path."""
+        if self.random:
+            return RANDOM
+        path = Path(self.name)
+        return str(path.resolve()) if self.name != "default" and path.exists() else self.name
 
     def check(self, guidance: tuple[float, ...] | None) -> dict[str, Any]:
         """Refuses what does not fit, before torch is imported; the contents of dvgen.json, if there is one.

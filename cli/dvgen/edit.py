@@ -69,7 +69,9 @@ def _edit(path: Path, prompt: str, strength: float, sampling: Sampling, speaker:
         fps=clip.fps,
         start=start,
         overwrite=sampling.overwrite,
-        save_latents=sampling.save_latents,
+        save_latents=sampling.latents_of(output),
+        model=sampling.model.saved_name,
         tile=plan.tile,
         unfinished=unfinished,
+        strict=sampling.strict,
     )

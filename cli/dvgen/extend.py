@@ -35,7 +35,7 @@ class Wanted:
         return self.backward + self.forward + self.loop
 
 
-@with_sampling(without=["save_latents"])
+@with_sampling(without=["save_latents", "keep_latents", "strict"])
 def extend(
     clip: Clip,
     prompt: Prompt = "",
@@ -87,7 +87,7 @@ def _extend(path: Path, prompt: str, wanted: Wanted, sampling: Sampling, speaker
     return write_extended(maker, frames, output, fps=clip.fps, old_frames=clip.frames, overwrite=sampling.overwrite)
 
 
-@with_sampling(without=["save_latents"])
+@with_sampling(without=["save_latents", "keep_latents", "strict"])
 def connect(
     first: Annotated[Path, typer.Argument(metavar="A", help="The clip, or picture, to begin with.")],
     second: Annotated[Path, typer.Argument(metavar="B", help="The one to end with.")],

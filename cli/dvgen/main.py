@@ -12,7 +12,21 @@ from typer.core import TyperGroup
 
 import dit_video
 from dit_video.errors import DvgenError
-from dvgen import console, convert, download, edit, evaluate, extend, info, models, process, sample, scenes, train
+from dvgen import (
+    console,
+    convert,
+    decode,
+    download,
+    edit,
+    evaluate,
+    extend,
+    info,
+    models,
+    process,
+    sample,
+    scenes,
+    train,
+)
 
 process.prepare()  # none of these has imported torch
 
@@ -79,6 +93,7 @@ app.command(cls=sample.Command)(sample.sample)
 app.command()(extend.extend)
 app.command()(extend.connect)
 app.command()(edit.edit)
+app.command()(decode.decode)
 app.command()(info.info)
 app.command()(convert.convert)
 app.command()(models.models)

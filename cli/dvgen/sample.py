@@ -154,9 +154,11 @@ def _make(request: Request, speaker: console.Speaker) -> "Result":
         fps=fps,
         given=given,
         overwrite=sampling.overwrite,
-        save_latents=sampling.save_latents,
+        save_latents=sampling.latents_of(output),
+        model=sampling.model.saved_name,
         tile=plan.tile,
         unfinished=unfinished,
+        strict=sampling.strict,
     )
 
 

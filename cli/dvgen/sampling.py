@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 from dit_video.checkpoints.places import Named
+from dit_video.errors import UsageError
 from dit_video.models.wan.defaults import PRESETS, RELEASES, TINY_DEFAULTS, Defaults
 from dit_video.video.output import check_file, check_video
 from dvgen import chosen, console, loras, options
@@ -53,8 +54,10 @@ class Sampling:
     memory: int | None
     output: Path | None
     save_latents: Path | None
+    keep_latents: bool
     overwrite: bool
     fresh: bool
+    strict: bool
     as_json: bool
     quiet: bool
 
@@ -84,6 +87,9 @@ class Sampling:
         """Refuses files that could not be written. Raises UsageError, MediaError."""
         if self.output:
             check_video(self.output, frames, fps=fps, overwrite=self.overwrite, option="--output")
+        if self.keep_latents and self.save_latents:
+            given = f"--keep-latents and --save-latents {self.save_latents}"
+            raise UsageError(f"{given}: only one of the two can be given.")
         if self.save_latents:
             check_file(self.save_latents, (".safetensors",), overwrite=self.overwrite, option="--save-latents")
 
@@ -140,6 +146,14 @@ class Sampling:
         output = self.output or options.made_name(name, self.seed, suffix, Path())
         check_video(output, frames, fps=fps, overwrite=self.overwrite, option="--output")
         return output
+
+    def latents_of(self, output: Path) -> Path | None:
+        """The file of the latents, if they are to be kept. Raises UsageError, MediaError."""
+        if not self.keep_latents:
+            return self.save_latents
+        file = output.with_suffix(".safetensors")
+        check_file(file, (".safetensors",), overwrite=self.overwrite, option="--keep-latents")
+        return file
 
     def go_on(self, key: str, speaker: console.Speaker) -> "tuple[Sampling, Unfinished]":
         """Where the state of denoising is kept, and this with the seed of what the same command left, if it goes on.
@@ -262,6 +276,9 @@ def _options(
     lora_high: Annotated[list[str] | None, _files("--lora-high", "FILE[:STRENGTH]", loras.HIGH_HELP)] = None,
     lora_low: Annotated[list[str] | None, _files("--lora-low", "FILE[:STRENGTH]", loras.LOW_HELP)] = None,
     output: Annotated[Path | None, _files("--output -o", "FILE", ".mp4, .webm, .gif, or .png for one frame.")] = None,
+    keep_latents: Annotated[
+        bool, _files("--keep-latents", None, "Leave the latents beside the video; `dvgen decode` makes it of them.")
+    ] = False,
     overwrite: Annotated[bool, _files("--overwrite", None, "Replace files that exist.")] = False,
     fresh: Annotated[
         bool, _files("--fresh", None, "Begin anew where the same command was broken off, instead of going on.")
@@ -269,6 +286,9 @@ def _options(
     save_latents: Annotated[
         Path | None, _files("--save-latents", "FILE.safetensors", "Also write the latents.")
     ] = None,
+    strict: Annotated[
+        bool, _files("--strict", None, "A video that is black, or in which nothing moves, is an error.")
+    ] = False,
     as_json: Annotated[bool, _files("--json", None, "Print one JSON object instead of the path.")] = False,
     dtype: Annotated[str, _machine("--dtype", "NAME", "float32, bfloat16 or float16, for every stage.")] = "auto",
     device: Annotated[str, _machine("--device", "NAME", "cpu, cuda or mps.")] = "auto",
@@ -309,8 +329,10 @@ def _options(
         memory=given(memory, options.memory),
         output=output,
         save_latents=save_latents,
+        keep_latents=keep_latents,
         overwrite=overwrite,
         fresh=fresh,
+        strict=strict,
         as_json=as_json,
         quiet=quiet,
     )

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dit_video.decode import decode_frames
 from dit_video.errors import CheckpointError
 from dit_video.flow.levels import NUM_TRAIN_TIMESTEPS
 from dit_video.flow.loss import add_noise, flow_loss, sample_sigmas
-from dit_video.generate import Clip, Settings, Stages, decode_frames, sample_latents
+from dit_video.generate import Clip, Settings, Stages, sample_latents
 from dit_video.models.wan.dit import DiTConfig, WanDiT
 from dit_video.models.wan.pipeline import WanCheckpoint
 from dit_video.models.wan.vae import WanVAE

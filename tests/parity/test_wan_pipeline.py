@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from dit_video.generate import Clip, Settings, Stages, decode_frames, sample_latents
+from dit_video.decode import decode_frames
+from dit_video.generate import Clip, Settings, Stages, sample_latents
 from dit_video.models import open_checkpoint
 from dit_video.shapes import VideoShape
 from tests.tiny import tiny_experts_folder, tiny_ti2v_folder, tiny_wan21_folder

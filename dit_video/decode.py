@@ -1,0 +1,133 @@
+"""From latents to a video file: frames are written as they are decoded, in tiles where memory runs out."""
+
+import gc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dit_video.checkpoints.files import save_tensors
+from dit_video.errors import DvgenError, UndefinedNumbers
+from dit_video.machine import is_out_of_memory
+from dit_video.nn.pixels import to_frames
+from dit_video.shapes import MIN_TILE, VideoShape
+from dit_video.video.io import WrittenVideo, write_video
+
+if TYPE_CHECKING:
+    from dit_video.generate import Progress, Stages
+    from dit_video.models.wan.vae import WanVAE
+
+BLACK = 8  # the brightest that a black picture is, of 255
+STILL = 1  # by how much the pixels of two frames differ at most that show the same, of 255
+
+
+def save_latents_of(latents: Tensor, file: Path, shape: VideoShape, *, fps: float, about: dict[str, str]) -> None:
+    """Writes the latents (C, T, H, W) of a clip, with what decoding them needs to know.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    size = {"width": shape.width, "height": shape.height, "frames": shape.num_frames, "fps": repr(float(fps))}
+    metadata = {**about, **{key: str(value) for key, value in size.items()}}
+    save_tensors({"latents": latents.cpu().contiguous()}, file, metadata=metadata)
+
+
+@torch.no_grad()
+def decode_frames(
+    vae: "WanVAE", latents: Tensor, shape: VideoShape, *, tile: int | None = None
+) -> Iterator[np.ndarray]:
+    """Frames (H, W, 3) uint8 as they are decoded from latents (C, T, H, W), cropped and trimmed to `shape`.
+
+    Frames of more than `tile` latents on a side are decoded in windows of that size, in less memory, and blended.
+    What a clip is padded with comes at its end, at the bottom and at the right, in training as here.
+
+    Raises:
+        UndefinedNumbers: decoding gave infinite or undefined numbers.
+    """
+    left, dtype = shape.num_frames, next(vae.parameters()).dtype
+    for chunk in vae.decode_stream(latents[None].to(dtype), tile=tile):  # 1 3 t H W
+        if not bool(torch.isfinite(chunk).all()):
+            cause = "use --dtype bfloat16" if dtype == torch.float16 else "the latents or the weights are damaged"
+            raise UndefinedNumbers(
+                f"decoding frame {shape.num_frames - left + 1} of {shape.num_frames} gave infinite or undefined "
+                f"numbers: {cause}."
+            )
+        frames = to_frames(chunk[0, :, :left, : shape.height, : shape.width])  # t H W 3
+        yield from frames
+        left -= len(frames)
+        if left == 0:
+            return
+
+
+def write_decoded(
+    stages: "Stages",
+    latents: Tensor,
+    shape: VideoShape,
+    path: Path,
+    *,
+    fps: float,
+    overwrite: bool = False,
+    tile: int | None = None,
+    strict: bool = False,
+) -> WrittenVideo:
+    """Decodes latents (C, T, H, W) into a file; where memory runs out it begins again in tiles.
+
+    tile: see `decode_frames`. strict: a video that is black, or in which nothing moves, is an error and not written,
+    instead of a warning.
+
+    Raises:
+        DvgenError: the file cannot be written, decoding gave undefined numbers, or see `strict`.
+    """
+    vae = stages.vae
+    tiles = [tile] if tile is not None or max(latents.shape[-2:]) <= MIN_TILE else [None, MIN_TILE]
+    for number, size in enumerate(tiles):
+        stages.progress("decode", 0, shape.num_frames)
+        try:
+            with stages.timed("decode"):
+                frames = decode_frames(vae, latents, shape, tile=size)
+                watched = _watched(_counted(frames, stages.progress, shape.num_frames), path, stages.warn, strict)
+                written = write_video(path, watched, fps=fps, overwrite=overwrite)
+            break
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or number == len(tiles) - 1:
+                raise
+            stages.warn(f"decoding whole frames ran out of memory: again in tiles of {MIN_TILE}x{MIN_TILE} latents")
+        gc.collect()
+        if stages.device.type == "cuda":
+            torch.cuda.empty_cache()
+    stages.progress("decode", shape.num_frames, shape.num_frames)
+    if written.note:
+        stages.warn(written.note)
+    return written
+
+
+def _counted(frames: Iterator[np.ndarray], progress: "Progress", total: int) -> Iterator[np.ndarray]:
+    for count, frame in enumerate(frames):
+        progress("decode", count, total)  # the last one counts when the file is there: encoders run behind
+        yield frame
+
+
+def _watched(
+    frames: Iterator[np.ndarray], path: Path, warn: Callable[[str], None], strict: bool
+) -> Iterator[np.ndarray]:
+    """The frames; at their end it is said if all are black, or alike.
+
+    Raises:
+        DvgenError: so it is, and that is to be an error.
+    """
+    first: np.ndarray | None = None
+    count, black, still = 0, True, True
+    for frame in frames:
+        first = frame if first is None else first
+        count += 1
+        black = black and int(frame.max()) <= BLACK
+        still = still and int(np.abs(frame.astype(np.int16) - first).max()) <= STILL
+        yield frame
+    words = "is black all over" if black else "does not move: all frames are alike" if still and count > 1 else ""
+    if words and strict:
+        raise DvgenError(f"{path}: the video {words}; it is not kept (--strict).")
+    if words:
+        warn(f"{path}: the video {words}.")
