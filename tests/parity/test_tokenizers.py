@@ -68,6 +68,7 @@ KINDS = {
     "umt5": dict(byte_fallback=True, pad_id=0, eos_id=1, bos_id=2, unk_id=3, vocab_size=620),
     "umt5, few letters": dict(byte_fallback=True, pad_id=0, eos_id=1, bos_id=2, unk_id=3, vocab_size=480,
                               character_coverage=0.98),
+    "umt5 without bytes": dict(pad_id=0, eos_id=1, bos_id=2, unk_id=3, vocab_size=480, character_coverage=0.98),
     "t5": dict(pad_id=0, eos_id=1, unk_id=2, bos_id=-1, vocab_size=360, character_coverage=0.98),
     "spaces kept": dict(byte_fallback=True, pad_id=0, eos_id=1, bos_id=2, unk_id=3, vocab_size=620,
                         remove_extra_whitespaces=False),

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from dit_video import generate as module
 from dit_video.errors import DvgenError, UsageError
-from dit_video.generate import Clip, Result, Settings, Stages, decode_frames, generate, sample_latents
+from dit_video.decode import decode_frames
+from dit_video.generate import Clip, Result, Settings, Stages, generate, sample_latents
 from dit_video.machine import pick_device, pick_dtype
 from dit_video.models.wan.random import RandomCheckpoint
 from dit_video.shapes import VideoShape
@@ -155,6 +156,22 @@ def test_two_experts_share_the_levels():
     assert seen == ["load text encoder", "text", "load transformer", "steps", "load transformer_2"]
     assert run.forwards == 8
     assert not close(found, sampled(clip, Settings(steps=4, solver="euler", guidance=(4.0,)))[0], 1e-3)
+
+
+def test_the_level_of_the_boundary_itself_is_the_high_noise_experts():
+    """As in the release and in diffusers, where it works while t >= boundary * 1000."""
+    steps: list[int] = []
+    loaded: list[tuple[str, int]] = []
+
+    def told(stage: str, done: int, total: int) -> None:
+        if stage == "steps":
+            steps.append(done)
+        elif stage.startswith("load transformer") and done == 0:
+            loaded.append((stage, max(steps, default=0)))
+
+    settings = Settings(steps=4, solver="euler", guidance=(1.0,))  # levels 1 .75 .5 .25
+    sample_latents(stages(RandomCheckpoint(boundary=0.5), progress=told), CLIPS[:1], settings)
+    assert loaded == [("load transformer", 0), ("load transformer_2", 3)]
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.1), (torch.float16, 0.02)])
