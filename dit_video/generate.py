@@ -70,7 +70,8 @@ class Settings:
 
     solver: a key of `flow.solvers.SOLVERS`. sigmas: "release" or "diffusers". shift: above 0. guidance: one scale, or
     those of the high-noise and of the low-noise expert; 1 is none. guidance_interval: the lowest and the highest noise
-    level that is guided. strength: above 0 to 1, the share of the steps that is taken where clips have a start.
+    level that is guided. strength: from 0 to 1, the share of the steps that is taken where clips have a start; above 0
+    it is one step at least.
     """
 
     steps: int
@@ -84,7 +85,8 @@ class Settings:
     @property
     def first_step(self) -> int:
         """The step that denoising begins with, as in SDEdit (arXiv 2108.01073) and diffusers' Wan video-to-video."""
-        return self.steps - max(1, min(int(self.steps * self.strength), self.steps))
+        taken = min(int(self.steps * self.strength), self.steps)
+        return self.steps - (max(1, taken) if self.strength > 0 else 0)
 
 
 class Checkpoint(Protocol):

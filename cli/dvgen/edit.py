@@ -22,7 +22,8 @@ def edit(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help='What to show; "-" reads standard input.')],
     *,
     strength: Annotated[
-        Text, video_option("--strength", "0..1", f"How much may change: 0 little, 1 all; {options.STRENGTH:g} without.")
+        Text,
+        video_option("--strength", "0..1", f"How much may change: 0 nothing, 1 all; {options.STRENGTH:g} without."),
     ] = None,
     sampling: Sampling,
 ) -> None:

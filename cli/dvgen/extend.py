@@ -47,7 +47,8 @@ def extend(
 ) -> None:
     """Make CLIP longer: after its end, before its beginning, or into a loop.
 
-    The clip's own frames stay as they are; size and rate are the clip's.
+    The clip's own frames stay as they are, until they are encoded again beside the new ones; size and rate are the
+    clip's.
     """
     new = {
         option: options.whole(f"--{option}", text, 1, options.MAX_FRAMES)
@@ -99,7 +100,7 @@ def connect(
 ) -> None:
     """Join A and B by new frames that lead from the last of A to the first of B.
 
-    The frames of both stay as they are; size and rate are those of A.
+    The frames of both stay as they are, until they are encoded again; size and rate are those of A.
     """
     if frames is None:
         raise UsageError("--frames is missing: how many new frames should lead from A to B?")

@@ -46,7 +46,8 @@ def _parse(text: str) -> Placed:
     if number is None:
         if not frame.isdecimal():
             rule = "the frame after @ must be first, last, or a whole number from 0 up"
-            raise UsageError(f"--image {text}: {rule}; the nearest is {name}@first.")
+            nearest = "last" if frame.startswith(("-", "l", "e")) else "first"
+            raise UsageError(f"--image {text}: {rule}; the nearest is {name}@{nearest}.")
         number = options.whole("--image ...@", frame, 0, options.MAX_FRAMES)
     if not Path(name).is_file():
         kind = "this is a folder, not a picture" if Path(name).is_dir() else "there is no such file"
@@ -75,7 +76,10 @@ def check_frames(images: Sequence[Placed], num_frames: int) -> None:
             rule = f"the video has {num_frames} frames, 0 to {last}"
             raise UsageError(f"--image {image.path}@{frame}: {rule}; the nearest is {image.path}@{last}.")
         if frame in seen:
-            raise UsageError(f"--image {image.path}@{frame}: {seen[frame].path} is frame {frame} already.")
+            taken = f"{seen[frame].path} is frame {frame} already"
+            last = num_frames - 1 not in [each.of(num_frames) for each in images]
+            advice = f"give another frame, such as {image.path}@{'last' if last else 'N'}"
+            raise UsageError(f"--image {image.path}@{frame}: {taken}; {advice}.")
         seen[frame] = image
 
 
@@ -151,6 +155,10 @@ def given(
         words = what_fits((pixels.shape[1], pixels.shape[0]), (shape.width, shape.height), fit)
         if words:
             note(f"{image.path}: {words}.")
+        together = frames_of(group, stride)
+        if len(together) > 1:
+            alike = f"frames {together.start} to {min(together.stop, shape.num_frames) - 1}"
+            note(f"{image.path}: is all of {alike}, which this model makes together.")
         fitted = fit_frames(pixels[None], shape.width, shape.height, fit)
         found[group], whose[group] = np.repeat(fitted, len(frames_of(group, stride)), axis=0), image
     return found

@@ -368,7 +368,8 @@ def what_it_takes(plan: "Plan", settings: "Settings", device: "torch.device", *,
 
     steps = settings.steps - settings.first_step
     of_each = "" if windows == 1 else f"{windows} windows of at most "
-    line = f"{of_each}{plan.shape}: {'x'.join(map(str, plan.grid))} = {plan.tokens:,} patches, {steps} steps"
+    line = f"{of_each}{plan.shape}: {'x'.join(map(str, plan.grid))} = {plan.tokens:,} patches, {steps} "
+    line += "step" if steps == 1 else "steps"
     if plan.padded != plan.shape:
         line += f"; computed as {plan.padded}, then cropped and trimmed"
     for part, keep in plan.keep_layers.items():

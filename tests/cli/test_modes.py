@@ -119,6 +119,11 @@ def test_a_picture_is_read_as_a_clip_as_it_is_as_an_image():
     assert np.abs(first[:, 28:] - 255).max() < 8 and np.abs(first[:, :20] - (200, 0, 0)).max() < 8
 
 
+def test_an_edit_of_strength_0_takes_no_step():
+    found = json.loads(run("edit", "a.mp4", "x", "--strength", "0", "--json", "-o", "v.mp4", *QUICK).stdout)
+    assert (found["steps"], found["forwards"], found["frames"]) == (0, 0, 9)
+
+
 def test_edit_keeps_size_length_and_rate():
     found = json.loads(run("edit", "a.mp4", "x", "--strength", "0.5", "--json", "-o", "v.mp4", *QUICK).stdout)
     assert size("v.mp4") == (50, 40, 9) and probe("v.mp4").fps == 10
@@ -144,8 +149,8 @@ def test_a_model_that_was_not_trained_for_it_says_so(monkeypatch: pytest.MonkeyP
         (["sample", "x", "--image", "none.png"], 1, ("--image none.png", "no such file")),
         (["sample", "x", "--image", "."], 1, ("--image .", "folder")),
         (["sample", "x", "--image", "p.png@9", "--frames", "9"], 2, ("p.png@9", "0 to 8", "nearest is p.png@8")),
-        (["sample", "x", "--image", "p.png@-2"], 2, ("p.png@-2", "first, last", "nearest is p.png@first")),
-        (["sample", "x", "--image", "p.png", "--image", "q.png@0", "--frames", "9"], 2, ("p.png is frame 0 already",)),
+        (["sample", "x", "--image", "p.png@-2"], 2, ("p.png@-2", "first, last", "nearest is p.png@last")),
+        (["sample", "x", "--image", "p.png", "--image", "q.png@0", "--frames", "9"], 2, ("p.png is frame 0 already", "such as q.png@last",)),
         (
             ["sample", "x", "--image", "p.png@5", "--image", "q.png@7", "--frames", "9"],
             2,
