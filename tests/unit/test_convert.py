@@ -405,7 +405,6 @@ def test_nothing_stays_of_what_fails(folder: Path, tmp_path: Path, monkeypatch: 
 
 
 def test_one_tensor_is_in_memory_at_a_time(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    import gc
     import weakref
 
     alive: list[weakref.ref[Tensor]] = []
@@ -413,7 +412,6 @@ def test_one_tensor_is_in_memory_at_a_time(folder: Path, tmp_path: Path, monkeyp
 
     def read(info: Any) -> Tensor:
         nonlocal most
-        gc.collect()
         tensor = read_tensor(info)
         alive.append(weakref.ref(tensor))
         most = max(most, sum(each() is not None for each in alive))
