@@ -72,11 +72,12 @@ def write_decoded(
     overwrite: bool = False,
     tile: int | None = None,
     strict: bool = False,
+    comment: str = "",
 ) -> WrittenVideo:
     """Decodes latents (C, T, H, W) into a file; where memory runs out it begins again in tiles.
 
     tile: see `decode_frames`. strict: a video that is black, or in which nothing moves, is an error and not written,
-    instead of a warning.
+    instead of a warning. comment: see `write_video`.
 
     Raises:
         DvgenError: the file cannot be written, decoding gave undefined numbers, or see `strict`.
@@ -89,7 +90,7 @@ def write_decoded(
             with stages.timed("decode"):
                 frames = decode_frames(vae, latents, shape, tile=size)
                 watched = _watched(_counted(frames, stages.progress, shape.num_frames), path, stages.warn, strict)
-                written = write_video(path, watched, fps=fps, overwrite=overwrite)
+                written = write_video(path, watched, fps=fps, overwrite=overwrite, comment=comment)
             break
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or number == len(tiles) - 1:

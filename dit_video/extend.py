@@ -277,15 +277,17 @@ def write_extended(
     fps: float,
     old_frames: int,
     overwrite: bool = False,
+    comment: str = "",
 ) -> Extended:
-    """Writes the frames that `extended` or `connected` gives as they come; old_frames: of them, those that were given.
+    """Writes the frames that `extended` or `connected` gives as they come; old_frames: of them, those that were given;
+    comment: see `write_video`.
 
     Raises:
         DvgenError: a stage that cannot be loaded, too little memory, latents that are not finite, or a file that cannot
             be read or written.
     """
     stages, settings = maker.stages, maker.settings
-    written = write_video(path, frames, fps=fps, overwrite=overwrite)
+    written = write_video(path, frames, fps=fps, overwrite=overwrite, comment=comment)
     if maker.unfinished:
         maker.unfinished.remove()
     if written.note:

@@ -501,6 +501,7 @@ def generate(
     tile: int | None = None,
     unfinished: Unfinished | None = None,
     strict: bool = False,
+    comment: str = "",
 ) -> Result:
     """Makes one video file; with `save_latents` also a file of its latents, which is there before decoding begins.
 
@@ -510,7 +511,7 @@ def generate(
         model: what the latents say of the model that made them.
         tile: see `decode_frames`.
         unfinished: see `sample_latents`; gone when the file is there.
-        strict: see `write_decoded`.
+        strict, comment: see `write_decoded`.
 
     Raises:
         DvgenError: a stage that cannot be loaded, too little memory, latents that are not finite, or a file that cannot
@@ -524,7 +525,15 @@ def generate(
             save_latents_of(latents, save_latents, clip.shape, fps=fps, about=about)
         with _kept(unfinished, stages):
             written = write_decoded(
-                stages, latents, clip.shape, path, fps=fps, overwrite=overwrite, tile=tile, strict=strict
+                stages,
+                latents,
+                clip.shape,
+                path,
+                fps=fps,
+                overwrite=overwrite,
+                tile=tile,
+                strict=strict,
+                comment=comment,
             )
     if unfinished:
         unfinished.remove()

@@ -39,6 +39,18 @@ class Chosen:
         path = Path(self.name)
         return str(path.resolve()) if self.name != "default" and path.exists() else self.name
 
+    def line(self) -> dict[str, Any]:
+        """The options that choose it, by their names, with whole paths."""
+        if self.random:
+            return {"random-weights": True}
+        parts = {name.replace("_", "-"): file.resolve() for name, file in vars(self.named).items() if file}
+        merged: dict[str, list[str]] = {}
+        for lora in self.loras:
+            merged.setdefault(loras.OPTIONS[lora.part].removeprefix("--"), []).append(
+                f"{lora.path.resolve()}:{lora.strength!r}"
+            )
+        return {"model": self.saved_name, **parts, **merged}
+
     def check(self, guidance: tuple[float, ...] | None) -> dict[str, Any]:
         """Refuses what does not fit, before torch is imported; the contents of dvgen.json, if there is one.
 

@@ -62,6 +62,8 @@ def _edit(path: Path, prompt: str, strength: float, sampling: Sampling, speaker:
     output = sampling.output_of(f"{path.stem} {prompt}", clip.frames, clip.fps)
     sampling.tell_seed(speaker)
     speaker.note(what_it_takes(plan, settings, device))
+    arguments, place = [str(path.resolve()), prompt], (device, dtype)
+    comment = sampling.comment("edit", arguments, checkpoint, settings, place, files=[path], strength=strength)
     return generate(
         sampling.stages(checkpoint, device, dtype, speaker, plan),
         Clip(prompt=prompts[0], negative=prompts[1], shape=shape, seed=sampling.seed),
@@ -75,4 +77,5 @@ def _edit(path: Path, prompt: str, strength: float, sampling: Sampling, speaker:
         tile=plan.tile,
         unfinished=unfinished,
         strict=sampling.strict,
+        comment=comment,
     )

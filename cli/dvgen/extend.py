@@ -85,7 +85,12 @@ def _extend(path: Path, prompt: str, wanted: Wanted, sampling: Sampling, speaker
         forward=wanted.forward,
         loop=wanted.loop,
     )
-    return write_extended(maker, frames, output, fps=clip.fps, old_frames=clip.frames, overwrite=sampling.overwrite)
+    new = {option: count or None for option, count in asdict(wanted).items()}
+    arguments, place = [str(path.resolve()), prompt], (maker.stages.device, maker.stages.dtype)
+    comment = sampling.comment("extend", arguments, checkpoint, maker.settings, place, files=[path], **new)
+    return write_extended(
+        maker, frames, output, fps=clip.fps, old_frames=clip.frames, overwrite=sampling.overwrite, comment=comment
+    )
 
 
 @with_sampling(without=["save_latents", "keep_latents", "strict"])
@@ -129,7 +134,14 @@ def _connect(
     sampling, maker = _maker(sampling, checkpoint, prompt, a, Wanted(loop=count), speaker, of=of)
     output = sampling.output_of(f"{first.stem} to {second.stem}", old + count, a.fps)
     frames = connected(maker, a.read(), b.read(), b.head(head_frames(maker.windows)), count)
-    return write_extended(maker, frames, output, fps=a.fps, old_frames=old, overwrite=sampling.overwrite)
+    arguments = [str(first.resolve()), str(second.resolve()), prompt]
+    place, files = (maker.stages.device, maker.stages.dtype), [first, second]
+    comment = sampling.comment(
+        "connect", arguments, checkpoint, maker.settings, place, files=files, frames=count, fit=fit
+    )
+    return write_extended(
+        maker, frames, output, fps=a.fps, old_frames=old, overwrite=sampling.overwrite, comment=comment
+    )
 
 
 def _maker(

@@ -1,6 +1,7 @@
 """`dvgen info`: what a checkpoint or a video file holds."""
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +13,7 @@ from dit_video.checkpoints.places import find_checkpoint, is_diffusers, is_model
 from dit_video.errors import CheckpointError, MediaError
 from dit_video.video.output import SUFFIXES
 from dvgen import console
+from dvgen.recipe import read_recipe
 
 if TYPE_CHECKING:
     from dit_video.checkpoints.parts import Part
@@ -41,11 +43,12 @@ def _video(path: Path) -> dict[str, Any]:
 
     if path.suffix.lower() in (".json", ".toml"):
         raise MediaError(f"{path}: is not a video ({', '.join(SUFFIXES)}) nor a checkpoint; pass the folder.")
-    found = probe(path)
+    found, recipe = probe(path), read_recipe(path)
+    made = {"recipe": asdict(recipe)} if recipe else {}
     if found.seconds is None:
         size = {"width": found.width, "height": found.height, "frames": found.frames}
-        return {"path": str(path), **size, "format": _FORMATS.get(found.codec, found.codec)}
-    return {"path": str(path), **asdict(found), "seconds": round(found.seconds, 3)}
+        return {"path": str(path), **size, "format": _FORMATS.get(found.codec, found.codec), **made}
+    return {"path": str(path), **asdict(found), "seconds": round(found.seconds, 3), **made}
 
 
 def _checkpoint(name: str) -> dict[str, Any]:
@@ -91,7 +94,10 @@ def _lines(facts: dict[str, Any]) -> str:
     for key, value in facts.items():
         if value is None or value is False or value in ({}, ()):
             continue
-        if key == "took":
+        if key == "recipe":
+            lines.append(f"{'recipe':12} dvgen {shlex.join(value['line'])}")
+            lines.append(f"{'made by':12} {_pairs(value['versions'])}")
+        elif key == "took":
             lines += [f"{key:12} {part}" for part in value]
         elif not isinstance(value, dict):
             lines.append(f"{key:12} {_text(value)}")

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 import dit_video
 from dit_video.errors import DvgenError
 from dvgen import (
+    again,
     console,
     convert,
     decode,
@@ -94,6 +95,7 @@ app.command()(extend.extend)
 app.command()(extend.connect)
 app.command()(edit.edit)
 app.command()(decode.decode)
+app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(again.again)
 app.command()(info.info)
 app.command()(convert.convert)
 app.command()(models.models)

@@ -37,10 +37,23 @@ NAME_LENGTH = 60
 STRENGTH = 0.6  # of an edit: the new colour comes, and the object stays where it was
 
 
-def option(names: str, metavar: str | None, text: str, *, panel: str | None = None, show_default: bool = True) -> Any:
+def option(
+    names: str,
+    metavar: str | None,
+    text: str,
+    *,
+    panel: str | None = None,
+    show_default: bool = True,
+    hidden: bool = False,
+) -> Any:
     """An option and its line of help; a flag has no `metavar`."""
     return typer.Option(
-        *names.split(), metavar=metavar or "", help=text, rich_help_panel=panel, show_default=show_default
+        *names.split(),
+        metavar=metavar or "",
+        help=text,
+        rich_help_panel=panel,
+        show_default=show_default,
+        hidden=hidden,
     )
 
 

@@ -23,6 +23,11 @@ class Placed:
     path: Path
     frame: int
 
+    @property
+    def text(self) -> str:
+        """It as --image takes it, with its whole path."""
+        return f"{self.path.resolve()}@{'last' if self.frame == -1 else self.frame}"
+
     def of(self, num_frames: int) -> int:
         """The frame in a video of so many."""
         return num_frames - 1 if self.frame == -1 else self.frame

@@ -146,6 +146,19 @@ def _make(request: Request, speaker: console.Speaker) -> "Result":
     output = sampling.output_of(request.prompt, shape.num_frames, fps)
     sampling.tell_seed(speaker)
     speaker.note(what_it_takes(plan, settings, device))
+    comment = sampling.comment(
+        "sample",
+        [request.prompt],
+        checkpoint,
+        settings,
+        (device, dtype),
+        files=[image.path for image in request.images],
+        size=f"{shape.width}x{shape.height}",
+        frames=shape.num_frames,
+        fps=fps,
+        image=[image.text for image in request.images],
+        fit=request.fit if request.images else None,
+    )
     return generate(
         sampling.stages(checkpoint, device, dtype, speaker, plan),
         Clip(prompt=prompts[0], negative=prompts[1], shape=shape, seed=sampling.seed),
@@ -159,6 +172,7 @@ def _make(request: Request, speaker: console.Speaker) -> "Result":
         tile=plan.tile,
         unfinished=unfinished,
         strict=sampling.strict,
+        comment=comment,
     )
 
 

@@ -13,6 +13,7 @@ from dit_video.models.wan.defaults import PRESETS, RELEASES, TINY_DEFAULTS, Defa
 from dit_video.video.output import check_file, check_video
 from dvgen import chosen, console, loras, options
 from dvgen.chosen import Chosen
+from dvgen.recipe import recipe_of
 
 if TYPE_CHECKING:
     import torch
@@ -58,6 +59,8 @@ class Sampling:
     overwrite: bool
     fresh: bool
     strict: bool
+    no_recipe: bool
+    expected_model: str | None
     as_json: bool
     quiet: bool
 
@@ -147,6 +150,39 @@ class Sampling:
         check_video(output, frames, fps=fps, overwrite=self.overwrite, option="--output")
         return output
 
+    def comment(
+        self,
+        command: str,
+        arguments: Sequence[str],
+        checkpoint: "WanCheckpoint | RandomCheckpoint",
+        settings: "Settings",
+        place: "tuple[torch.device, torch.dtype]",
+        *,
+        files: Sequence[Path] = (),
+        **video: Any,
+    ) -> str:
+        """The recipe that goes into the file, or nothing.
+
+        files: the pictures and clips that are read. video: options of the command's own.
+        """
+        if self.no_recipe:
+            return ""
+        device, dtype = place
+        how = {
+            "negative": self.negative_of(checkpoint),
+            "seed": self.seed,
+            "steps": settings.steps,
+            "solver": settings.solver,
+            "sigmas": settings.sigmas,
+            "shift": settings.shift,
+            "guidance": settings.guidance,
+            "guidance-interval": settings.guidance_interval,
+            "dtype": str(dtype).removeprefix("torch."),
+            "device": device.type,
+        }
+        options = {**video, **how, **self.model.line()}
+        return recipe_of(command, arguments, options, model=checkpoint.signature[:16], files=files).text()
+
     def latents_of(self, output: Path) -> Path | None:
         """The file of the latents, if they are to be kept. Raises UsageError, MediaError."""
         if not self.keep_latents:
@@ -202,6 +238,8 @@ class Sampling:
         from dit_video.text.cache import made_by, users_cache
 
         files = checkpoint.text_files
+        if self.expected_model not in (None, checkpoint.signature[:16]):
+            self.warn(speaker)("the model is not the one of the recipe: its files differ, and so may the frames.")
         warn = self.warn(speaker)
         chosen.tell(checkpoint, speaker.note, warn)
         self.tell_preset(checkpoint, speaker)
@@ -289,6 +327,10 @@ def _options(
     strict: Annotated[
         bool, _files("--strict", None, "A video that is black, or in which nothing moves, is an error.")
     ] = False,
+    no_recipe: Annotated[
+        bool, _files("--no-recipe", None, "Do not write into the file how it was made, for `dvgen again`.")
+    ] = False,
+    expected_model: Annotated[Text, options.option("--expected-model", "ID", "Of `dvgen again`.", hidden=True)] = None,
     as_json: Annotated[bool, _files("--json", None, "Print one JSON object instead of the path.")] = False,
     dtype: Annotated[str, _machine("--dtype", "NAME", "float32, bfloat16 or float16, for every stage.")] = "auto",
     device: Annotated[str, _machine("--device", "NAME", "cpu, cuda or mps.")] = "auto",
@@ -333,6 +375,8 @@ def _options(
         overwrite=overwrite,
         fresh=fresh,
         strict=strict,
+        no_recipe=no_recipe,
+        expected_model=expected_model,
         as_json=as_json,
         quiet=quiet,
     )

@@ -25,6 +25,7 @@ import numpy as np
 from imageio.core.request import InitializationError
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from dit_video import atomic
 from dit_video.errors import MediaError
@@ -39,6 +40,9 @@ _MEANING = {
     "moov atom not found": "it is not a video, or its end is missing",
     "Stream map '' matches no streams": "it holds no video",
 }
+
+_PNG_KEY = "Comment"  # one of the format's own keywords
+_GIF_COMMENT = b"\x21\xfe"
 
 _ENVIRONMENT = threading.Lock()  # of the process, which is everybody's
 
@@ -88,7 +92,9 @@ class WrittenVideo:
     note: str | None = None
 
 
-def write_video(path: Path | str, frames: Iterable[Any], *, fps: float, overwrite: bool = False) -> WrittenVideo:
+def write_video(
+    path: Path | str, frames: Iterable[Any], *, fps: float, overwrite: bool = False, comment: str = ""
+) -> WrittenVideo:
     """Writes frames as they come to `.mp4` (H.264), `.webm` (VP9), `.gif`, or `.png` for one frame.
 
     Only the chunk at hand is in memory; nothing is left behind when writing fails or is interrupted.
@@ -98,6 +104,7 @@ def write_video(path: Path | str, frames: Iterable[Any], *, fps: float, overwrit
             come gets a number, which the note says.
         frames: (H, W, 3) or (T, H, W, 3) uint8 RGB arrays, or torch tensors on the CPU, all of one size.
         fps: frames per second, above 0; it need not be whole.
+        comment: text that is written into the file, where players show it as its comment; see `read_comment`.
 
     Raises:
         UsageError, MediaError: what `check_video` refuses; MediaError also for no frames at all, or when ffmpeg fails.
@@ -113,18 +120,42 @@ def write_video(path: Path | str, frames: Iterable[Any], *, fps: float, overwrit
     with atomic.placing(path, overwrite=overwrite) as (part, placed):
         if path.suffix.lower() == ".png":
             note = None
-            count = _write_picture(path, part, same, lambda: check_video(path, 2, fps=fps, overwrite=True))
+            count = _write_picture(path, part, same, comment, lambda: check_video(path, 2, fps=fps, overwrite=True))
         else:
             coding, note = _coding(path.suffix.lower(), width, height)
+            if comment and path.suffix.lower() != ".gif":
+                coding["output_params"] += ["-metadata", f"comment={comment}"]
             rate = str(Fraction(fps).limit_denominator())  # imageio-ffmpeg before 0.8 rounds it
             exact = {"size": (width, height), "macro_block_size": 1, "fps": fps, "input_params": ["-r", rate]}
             count = _write_clip(
                 path, part, same, {"quality": None, "ffmpeg_log_level": "level+quiet", **exact, **coding}
             )
+            if comment and path.suffix.lower() == ".gif":  # for which ffmpeg writes none
+                _add_gif_comment(part, comment)
     if placed.path != path:
         taken = f"{path}: another file took this name in the meantime; the video is {placed.path}."
         note = f"{taken} {note}" if note else taken
     return WrittenVideo(path=placed.path, width=width, height=height, frames=count, fps=fps, note=note)
+
+
+def read_comment(path: Path | str) -> str | None:
+    """The comment in a video or picture, as `write_video` writes it; None where there is none.
+
+    Raises:
+        MediaError: the file is missing, damaged or not a video.
+    """
+    path = _file(path)
+    if path.suffix.lower() == ".gif":
+        return _gif_comment(path.read_bytes())
+    if path.suffix.lower() == ".png":
+        with suppress(OSError, SyntaxError, ValueError), Image.open(path) as picture:
+            return picture.info.get(_PNG_KEY)
+        return None
+    with _ffmpeg(path, ["-i", f"file:{path}", "-f", "ffmetadata", "pipe:1"]) as pipe:
+        text = pipe.read().decode(errors="replace")
+    # A line "comment=...", in which a backslash stands before each of = ; # \ and line breaks.
+    found = re.search(r"^comment=((?:[^\\\n]|\\.)*)$", text, re.MULTILINE | re.DOTALL | re.IGNORECASE)
+    return re.sub(r"\\(.)", r"\1", found[1], flags=re.DOTALL) if found else None
 
 
 def read_frames(path: Path | str, *, fps: float | None = None) -> Iterator[Frames]:
@@ -273,15 +304,48 @@ def _of_one_size(frames: Iterator[Frames]) -> Iterator[Frames]:
         yield frame
 
 
-def _write_picture(path: Path, part: Path, frames: Iterator[Frames], refuse_more: Callable[[], None]) -> int:
+def _add_gif_comment(part: Path, comment: str) -> None:
+    """Puts a comment extension (GIF89a, section 24) before the trailer."""
+    data = comment.encode()
+    blocks = b"".join(bytes([len(data[i : i + 255])]) + data[i : i + 255] for i in range(0, len(data), 255))
+    with part.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(_GIF_COMMENT + blocks + b"\x00;")
+
+
+def _gif_comment(data: bytes) -> str | None:
+    """The last comment extension before the trailer of a GIF."""
+    end = len(data) - 2  # of its blocks: a block of no length, and then the trailer
+    start = data.rfind(_GIF_COMMENT)
+    while start >= 0:
+        text, place = b"", start + len(_GIF_COMMENT)
+        while place < end and data[place]:
+            text += data[place + 1 : place + 1 + data[place]]
+            place += 1 + data[place]
+        if place == end and data.endswith(b"\x00;"):
+            return text.decode(errors="replace")
+        start = data.rfind(_GIF_COMMENT, 0, start)
+    return None
+
+
+def _write_picture(
+    path: Path, part: Path, frames: Iterator[Frames], comment: str, refuse_more: Callable[[], None]
+) -> int:
     picture = next(frames)
     if next(frames, None) is not None:
         refuse_more()
     try:
-        iio.imwrite(part, picture, plugin="pillow", extension=".png")
+        more: dict[str, Any] = {"pnginfo": _text(comment)} if comment else {}
+        iio.imwrite(part, picture, plugin="pillow", extension=".png", **more)
     except OSError as error:
         raise MediaError(f"{path}: cannot be written ({error.strerror or error}).") from error
     return 1
+
+
+def _text(comment: str) -> PngInfo:
+    found = PngInfo()
+    found.add_itxt(_PNG_KEY, comment)
+    return found
 
 
 def _write_clip(path: Path, part: Path, frames: Iterator[Frames], options: dict[str, Any]) -> int:

@@ -73,6 +73,11 @@ class DescribedModel:
         return "random"
 
     @property
+    def signature(self) -> str:
+        """What tells it from other models, on every machine."""
+        return "random"
+
+    @property
     def text_files(self) -> "set[Path]":
         """The files that its text encoder's numbers depend on; none of a model without files."""
         return set()

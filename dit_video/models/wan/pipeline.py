@@ -88,10 +88,19 @@ class WanCheckpoint(DescribedModel):
     @cached_property
     def identity(self) -> str:
         """A hash of the names, sizes, times and headers of its files, and of what is merged into it."""
+        return self._fingerprint(times=True)
+
+    @cached_property
+    def signature(self) -> str:
+        """A hash of pieces of its files, and of what is merged into it; the same on every machine."""
+        return self._fingerprint(times=False)
+
+    def _fingerprint(self, *, times: bool) -> str:
         files = {info.file for part in self.parts.values() for info in part.tensors.values()}
         files |= self.text_files | {file for file in self.path.glob("**/*.json") if self.path.is_dir()}
-        merged = [(fingerprint([fitted.lora.path]), fitted.lora.strength, fitted.lora.part) for fitted in self.loras]
-        return hashlib.sha256(repr((fingerprint(files), merged)).encode()).hexdigest()
+        loras = (fitted.lora for fitted in self.loras)
+        merged = [(fingerprint([lora.path], times=times), lora.strength, lora.part) for lora in loras]
+        return hashlib.sha256(repr((fingerprint(files, times=times), merged)).encode()).hexdigest()
 
     @property
     def text_files(self) -> set[Path]:

@@ -1,0 +1,115 @@
+"""Recipes: what a command made a video of, written inside the file, so that it can be shown and made again."""
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dit_video
+from dit_video.errors import MediaError
+
+KIND = "dvgen"
+CHUNK = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A command line with every setting in it, and what it depends on beside.
+
+    line: the command, its arguments and all options that change the frames, none that was left to the checkpoint.
+    model: the first digits of the checkpoint's signature. files: hashes of the pictures and clips that it reads.
+    versions: of dvgen, torch and Python.
+    """
+
+    line: tuple[str, ...]
+    model: str
+    files: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def text(self) -> str:
+        """It as it is written into files: one JSON object."""
+        return json.dumps({KIND: asdict(self)}, ensure_ascii=False, separators=(",", ":"))
+
+    def changed(self) -> list[str]:
+        """Its files that are gone, or are not what they were, each in a sentence."""
+        found = []
+        for name, was in self.files.items():
+            path = Path(name)
+            if not path.is_file():
+                found.append(f"{name}: is gone.")
+            elif content_hash(path) != was:
+                found.append(f"{name}: has changed since.")
+        return found
+
+
+def recipe_of(
+    command: str, arguments: Sequence[str], options: Mapping[str, Any], *, model: str, files: Sequence[Path] = ()
+) -> Recipe:
+    """The recipe of a command.
+
+    options: values by their names without dashes; None and False are left out, True is a flag, and lists are repeated.
+    """
+    import torch
+
+    line = [command]
+    for name, value in options.items():
+        for each in value if isinstance(value, list) else [value]:
+            if each is True:
+                line.append(f"--{name}")
+            elif each is not None and each is not False:
+                line.append(f"--{name}={_written(each)}")
+    line += ["--", *arguments]
+    return Recipe(
+        line=tuple(line),
+        model=model,
+        files={str(path.resolve()): content_hash(path) for path in files},
+        versions={"dvgen": dit_video.__version__, "torch": torch.__version__, "python": platform.python_version()},
+    )
+
+
+def _written(value: Any) -> str:
+    """A value as the option takes it; numbers so that they are read back exactly."""
+    if isinstance(value, tuple):
+        return ",".join(map(_written, value))
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
+    return str(value)
+
+
+def content_hash(path: Path) -> str:
+    """The SHA-256 of a file's content, in 16 digits."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(CHUNK):
+            found.update(piece)
+    return found.hexdigest()[:16]
+
+
+def read_recipe(path: Path) -> Recipe | None:
+    """The recipe in a video or picture; None where there is none.
+
+    Raises:
+        MediaError: the file is missing, damaged or not a video.
+    """
+    from dit_video.video.io import read_comment
+
+    text = read_comment(path)
+    try:
+        found = json.loads(text or "")[KIND]
+        line, files, versions = found["line"], found["files"], found["versions"]
+        if not line or not all(isinstance(word, str) for word in [found["model"], *line, *files, *files.values()]):
+            return None
+        return Recipe(line=tuple(line), model=found["model"], files=dict(files), versions=dict(versions))
+    except (ValueError, LookupError, TypeError, AttributeError):  # a comment of something else
+        return None
+
+
+def recipe_in(path: Path) -> Recipe:
+    """The recipe in a video or picture. Raises MediaError."""
+    found = read_recipe(path)
+    if found is None:
+        raise MediaError(f"{path}: holds no recipe of dvgen; it was made by something else, or with --no-recipe.")
+    return found
