@@ -150,7 +150,11 @@ def test_a_model_that_was_not_trained_for_it_says_so(monkeypatch: pytest.MonkeyP
         (["sample", "x", "--image", "."], 1, ("--image .", "folder")),
         (["sample", "x", "--image", "p.png@9", "--frames", "9"], 2, ("p.png@9", "0 to 8", "nearest is p.png@8")),
         (["sample", "x", "--image", "p.png@-2"], 2, ("p.png@-2", "first, last", "nearest is p.png@last")),
-        (["sample", "x", "--image", "p.png", "--image", "q.png@0", "--frames", "9"], 2, ("p.png is frame 0 already", "such as q.png@last",)),
+        (
+            ["sample", "x", "--image", "p.png", "--image", "q.png@0", "--frames", "9"],
+            2,
+            ("p.png is frame 0 already", "such as q.png@last"),
+        ),
         (
             ["sample", "x", "--image", "p.png@5", "--image", "q.png@7", "--frames", "9"],
             2,
