@@ -61,6 +61,7 @@ def _edit(path: Path, prompt: str, strength: float, sampling: Sampling, speaker:
     sampling, unfinished = sampling.go_on(key, speaker)
     output = sampling.output_of(f"{path.stem} {prompt}", clip.frames, clip.fps)
     sampling.tell_seed(speaker)
+    sampling.tell_size(checkpoint, shape, speaker)
     speaker.note(what_it_takes(plan, settings, device))
     arguments, place = [str(path.resolve()), prompt], (device, dtype)
     comment = sampling.comment("edit", arguments, checkpoint, settings, place, files=[path], strength=strength)

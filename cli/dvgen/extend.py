@@ -180,6 +180,7 @@ def _maker(
     key = key_of(checkpoint, settings, prompts=prompts, shape=shape, more=named, place=(device, dtype))
     sampling, unfinished = sampling.go_on(key, speaker)
     sampling.tell_seed(speaker)
+    sampling.tell_size(checkpoint, shape, speaker)
     if checkpoint.beside:
         pass  # it is given what it was trained with
     elif wanted.backward or wanted.loop:

@@ -72,6 +72,7 @@ def _checkpoint(name: str) -> dict[str, Any]:
         "grid": {"stride": found.grid.stride, "patch": found.grid.patch, "latent_channels": found.latent_channels},
         "boundary": found.boundary,
         "known_frames": found.known_frames,
+        "trained_on": {"shorter_side": found.trained_sides, "frames": found.trained_frames},
         "defaults": asdict(found.defaults),
         "knows": dict(found.knows),
     }
@@ -105,6 +106,9 @@ def _lines(facts: dict[str, Any]) -> str:
             lines += [f"{part:12} {_weights(summary)}" for part, summary in value.items()]
         elif key == "transformer":
             lines.append(f"{'config':12} {_pairs(value)}")
+        elif key == "trained_on":
+            known = {of: f"{ends[0]} to {ends[1]}" for of, ends in value.items() if ends}
+            lines += [f"{'trained on':12} {_pairs(known)}"] * bool(known)
         elif key == "knows":
             lines += [f"{'knows':12} {kind}: {', '.join(words)}" for kind, words in value.items()]
         else:

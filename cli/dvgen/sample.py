@@ -145,6 +145,7 @@ def _make(request: Request, speaker: console.Speaker) -> "Result":
     sampling, unfinished = sampling.go_on(key, speaker)
     output = sampling.output_of(request.prompt, shape.num_frames, fps)
     sampling.tell_seed(speaker)
+    sampling.tell_size(checkpoint, shape, speaker)
     speaker.note(what_it_takes(plan, settings, device))
     comment = sampling.comment(
         "sample",

@@ -150,6 +150,20 @@ class Sampling:
         check_video(output, frames, fps=fps, overwrite=self.overwrite, option="--output")
         return output
 
+    def tell_size(
+        self, checkpoint: "WanCheckpoint | RandomCheckpoint", shape: "VideoShape", speaker: console.Speaker
+    ) -> None:
+        """Warn of a size or length that the model was not trained on, if it says so."""
+        sides, frames = checkpoint.trained_sides, checkpoint.trained_frames
+        found = []
+        if sides and not sides[0] <= min(shape.width, shape.height) <= sides[1]:
+            found.append(f"shorter sides of {sides[0]} to {sides[1]} pixels")
+        if frames and not frames[0] <= shape.num_frames <= frames[1]:
+            found.append(f"{frames[0]} to {frames[1]} frames")
+        if found:
+            words = " and ".join(found)
+            self.warn(speaker)(f"{shape}: this model was trained on {words}, and others may come out badly.")
+
     def comment(
         self,
         command: str,

@@ -115,3 +115,18 @@ def test_info_of_files_that_are_no_models(tmp_path: Path):
 def test_the_width_of_heads_is_that_of_the_releases(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.undo()
     assert inferred.HEAD_DIM == 128
+
+
+def test_sizes_that_a_model_was_not_trained_on(folder: Path, tmp_path: Path):
+    path = Path(shutil.copytree(folder, tmp_path / "wan"))
+    (path / "dvgen.json").write_text(json.dumps({"trained_sides": [32, 64], "trained_frames": [1, 9]}))
+    for size, frames, words in (
+        ("32x64", "9", None),
+        ("16x64", "5", "shorter sides of 32 to 64 pixels"),
+        ("64x32", "13", "1 to 9 frames"),
+        ("80x96", "13", "shorter sides of 32 to 64 pixels and 1 to 9 frames"),
+    ):
+        line = ("--model", path, "--size", size, "--frames", frames, "--steps", "1", "-q", "--overwrite")
+        said = run("sample", "a cat", *line, "-o", tmp_path / "a.mp4").stderr
+        wanted = f"{size}, {frames} frames: this model was trained on {words}, and others may come out badly."
+        assert (wanted in said) if words else "was trained on" not in said, said

@@ -211,6 +211,8 @@ def test_dvgen_json_comes_before_the_rest(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"trained_sides": [64]}, r"trained_sides is \[64\]; it must be a list of two whole numbers"),
+        ({"trained_frames": [9, 1]}, r"trained_frames is \[9, 1\]; it must be a list of two whole numbers"),
         ({"step": 4}, r"unknown key 'step'; the known ones are size, frames"),
         ({"steps": "4"}, r"steps is '4'; it must be a whole number"),
         ({"steps": 2.5}, r"steps is 2\.5; it must be a whole number"),

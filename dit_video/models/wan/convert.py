@@ -521,6 +521,8 @@ def _lost(checkpoint: WanCheckpoint, place: Path) -> tuple[str, ...]:
     usual_frames = known_frames_of(checkpoint.dit, checkpoint.vae, expand_timesteps=checkpoint.expand_timesteps)
     if checkpoint.known_frames != usual_frames:
         found.append(f"known frames ({checkpoint.known_frames})")
+    if checkpoint.trained_sides or checkpoint.trained_frames:
+        found.append("trained sizes")
     if (images := checkpoint.images) is not None and images.preparation != Preparation(size=(images.image_size,) * 2):
         found.append("the preparation of pictures")
     lost = [f"{', '.join(found)}: {_ONLY_DIFFUSERS} them"] if found else []

@@ -29,8 +29,9 @@ class DescribedModel:
     boundary: the noise level from which up the first of two experts denoises; None where there is one transformer.
     components: parameters, bytes and dtypes of each part. known_frames: which frames it was trained to be given: "any",
     the "first", or "none"; or, of models that take them beside the noise and need them, a key of `known.BESIDE`. loras:
-    merged into the transformers while they are loaded. took: what was found for parts that were not named, as
-    "part: file".
+    merged into the transformers while they are loaded. trained_sides, trained_frames: the shorter sides in pixels, and
+    the numbers of frames, that it was trained on, from and to, if it says so. took: what was found for parts that were
+    not named, as "part: file".
     """
 
     dit: DiTConfig
@@ -39,6 +40,8 @@ class DescribedModel:
     boundary: float | None = None
     components: Mapping[str, Summary] = field(default_factory=dict)
     known_frames: str = "none"
+    trained_sides: tuple[int, int] | None = None
+    trained_frames: tuple[int, int] | None = None
     loras: tuple[Fitted, ...] = ()
     took: tuple[str, ...] = ()
 

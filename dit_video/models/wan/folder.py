@@ -60,7 +60,10 @@ _DVGEN_JSON: dict[str, tuple[Any, str]] = {  # key -> its type, and the type in 
     "knows": (dict, "an object of lists of words"),
     "window": _COUNT,
     "known_frames": (str, 'one of "any", "first" and "none"'),
+    "trained_sides": (list, "a list of two whole numbers: the shorter sides that it was trained on, from and to"),
+    "trained_frames": (list, "a list of two whole numbers: the frames that it was trained on, from and to"),
 }
+_OURS_ALONE = ("knows", "known_frames", "trained_sides", "trained_frames")  # those that are not defaults of sampling
 KNOWN_FRAMES = ("any", "first", "none")
 
 
@@ -114,6 +117,8 @@ def open_folder(path: Path) -> WanCheckpoint:
         boundary=boundary,
         expand_timesteps=expand_timesteps,
         knows=knows,
+        trained_sides=_range(path, "trained_sides"),
+        trained_frames=_range(path, "trained_frames"),
         known_frames=usual if dit.in_dim > dit.out_dim else _known_frames(path, usual),
     )
 
@@ -208,6 +213,12 @@ def _known_frames(path: Path, usual: str) -> str:
     return ours.get("known_frames", usual)
 
 
+def _range(path: Path, key: str) -> tuple[int, int] | None:
+    """A pair in dvgen.json."""
+    found = read_json(path / "dvgen.json").get(key) if (path / "dvgen.json").is_file() else None
+    return None if found is None else (found[0], found[1])
+
+
 def _overridden(defaults: Defaults, ours: Mapping[str, Any], file: Path) -> Defaults:
     """`defaults` with the values of dvgen.json."""
     values = dict(ours)
@@ -220,6 +231,7 @@ def _overridden(defaults: Defaults, ours: Mapping[str, Any], file: Path) -> Defa
             or not isinstance(value, kind)
             or (key == "guidance" and not _is_guidance(value))
             or (key == "known_frames" and value not in KNOWN_FRAMES)
+            or (key.startswith("trained_") and not _is_range(value))
             or (key == "knows" and not all(map(_are_words, value.values())))
         )
         if wrong or (kind in (_COUNT[0], _NUMBER[0]) and not value > 0):
@@ -231,7 +243,7 @@ def _overridden(defaults: Defaults, ours: Mapping[str, Any], file: Path) -> Defa
             raise CheckpointError(f"{file}: {error}") from error
     if "guidance" in values:
         values["guidance"] = tuple(map(float, values["guidance"]))
-    for ours_alone in ("knows", "known_frames"):
+    for ours_alone in _OURS_ALONE:
         values.pop(ours_alone, None)
     defaults = replace(defaults, **values)
     if defaults.solver not in SOLVERS:
@@ -243,6 +255,10 @@ def _overridden(defaults: Defaults, ours: Mapping[str, Any], file: Path) -> Defa
 
 def _is_guidance(value: list[Any]) -> bool:
     return len(value) in (1, 2) and all(isinstance(scale, (int, float)) for scale in value)
+
+
+def _is_range(value: list[Any]) -> bool:
+    return len(value) == 2 and all(type(end) is int for end in value) and 0 < value[0] <= value[1]
 
 
 def _are_words(value: Any) -> bool:
