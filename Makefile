@@ -36,6 +36,9 @@ check: $(VENV)/.dev  ## lint, format, types, architecture
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 
+docs: $(VENV)/.dev  ## docs/cli.md, from the help of the commands
+	$(BIN)/python -m typer dvgen.main utils docs --name dvgen --title "The command line" --output docs/cli.md
+
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .

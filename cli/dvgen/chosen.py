@@ -1,14 +1,16 @@
 """The model that a command line chooses: --model, the files of its parts, and the LoRAs merged into it."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dit_video.checkpoints.files import read_json
 from dit_video.checkpoints.lora import Lora
-from dit_video.checkpoints.places import Named, find_checkpoint, is_diffusers
-from dit_video.errors import UsageError
+from dit_video.checkpoints.places import Named, cached_snapshots, find_checkpoint, is_diffusers, is_model
+from dit_video.errors import CheckpointError, UsageError
 from dvgen import loras
 
 if TYPE_CHECKING:
@@ -90,6 +92,22 @@ class Chosen:
         checkpoint = open_checkpoint(self.name, self.named)
         loras.check_experts(self.loras, checkpoint.boundary)
         return checkpoint.with_loras(self.loras)
+
+
+def complete(begun: str) -> list[str]:
+    """Names and paths for --model that begin so, for a shell to offer."""
+    names = {"default"}
+    with suppress(CheckpointError):
+        names |= {place.name for place in find_checkpoint("default").parent.iterdir() if is_model(place)}
+    for snapshot in filter(is_model, cached_snapshots()):
+        names.add(snapshot.parents[1].name.removeprefix("models--").replace("--", "/"))
+    paths = [f"{path}{'/' * path.is_dir()}" for path in Path().glob(f"{escape(begun)}*") if is_offered(path)]
+    return sorted(name for name in names if name.startswith(begun)) + sorted(paths)
+
+
+def is_offered(path: Path) -> bool:
+    """Whether a path can be a model, or lead to one."""
+    return path.is_dir() or is_model(path)
 
 
 def tell(checkpoint: "DescribedModel", note: Callable[[str], None], warn: Callable[[str], None]) -> None:

@@ -12,6 +12,7 @@ from dit_video.errors import UsageError
 from dit_video.shapes import VideoShape, parse_size
 from dit_video.video.output import check_file
 from dvgen import console, loras, options
+from dvgen.chosen import complete
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -48,7 +49,9 @@ class Request:
 
 
 def evaluate(
-    model: Annotated[str, _option("--model -m", "NAME|PATH", "A diffusers folder that learnt the world.")] = "default",
+    model: Annotated[
+        str, _option("--model -m", "NAME|PATH", "A diffusers folder that learnt the world.", complete=complete)
+    ] = "default",
     lora: Annotated[list[str] | None, _option("--lora", "FILE[:STRENGTH]", loras.HELP, show_default=False)] = None,
     prompts: Annotated[str, _option("--prompts", "N", "How many of the fixed prompts.")] = "300",
     split: Annotated[

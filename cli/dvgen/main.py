@@ -69,7 +69,7 @@ app = typer.Typer(
     cls=Commands,
     help="Text to video in a terminal: a diffusion transformer over spacetime patches.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

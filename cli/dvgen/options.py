@@ -45,8 +45,10 @@ def option(
     panel: str | None = None,
     show_default: bool = True,
     hidden: bool = False,
+    complete: Callable[[str], list[str]] | None = None,
 ) -> Any:
-    """An option and its line of help; a flag has no `metavar`."""
+    """An option and its line of help; a flag has no `metavar`. complete: what a shell may offer for the beginning of a
+    value."""
     return typer.Option(
         *names.split(),
         metavar=metavar or "",
@@ -54,6 +56,7 @@ def option(
         rich_help_panel=panel,
         show_default=show_default,
         hidden=hidden,
+        autocompletion=complete,
     )
 
 

@@ -317,7 +317,7 @@ def _options(
         Text, _sampling("--guidance", "F[,F]", "Scale, or high-noise,low-noise scales; 1 is none.")
     ] = None,
     guidance_interval: Annotated[Text, _sampling("--guidance-interval", "LOW,HIGH", "Noise levels to guide.")] = None,
-    model: Annotated[str, _files("--model -m", "NAME|PATH", chosen.MODEL_HELP)] = "default",
+    model: Annotated[str, _files("--model -m", "NAME|PATH", chosen.MODEL_HELP, complete=chosen.complete)] = "default",
     vae: Annotated[Path | None, _files("--vae", "FILE", f"The autoencoder {chosen.BESIDE}")] = None,
     text_encoder: Annotated[Path | None, _files("--text-encoder", "FILE", f"The text encoder {chosen.BESIDE}")] = None,
     image_encoder: Annotated[
