@@ -494,6 +494,7 @@ def generate(
     *,
     fps: float,
     given: Mapping[int, np.ndarray] | None = None,
+    seen: Mapping[int, np.ndarray] | None = None,
     start: np.ndarray | None = None,
     overwrite: bool = False,
     save_latents: Path | None = None,
@@ -506,7 +507,7 @@ def generate(
     """Makes one video file; with `save_latents` also a file of its latents, which is there before decoding begins.
 
     Args:
-        given: frames that are given, see `encode_given`.
+        given, seen: frames that are given, see `encode_given`.
         start: frames (T, H, W, 3) uint8 of the clip's shape, to begin with at the level of `Settings.strength`.
         model: what the latents say of the model that made them.
         tile: see `decode_frames`.
@@ -518,7 +519,7 @@ def generate(
             be written.
     """
     with explained_memory(clip.shape):
-        clip = _with_frames(stages, clip, given, start)
+        clip = _with_frames(stages, clip, given, seen, start)
         latents = sample_latents(stages, [clip], settings, unfinished=unfinished)[0]
         if save_latents:
             about = {"prompt": clip.prompt, "negative": clip.negative, "seed": str(clip.seed), "model": model}
@@ -557,11 +558,17 @@ def generate(
     )
 
 
-def _with_frames(stages: Stages, clip: Clip, given: Mapping[int, np.ndarray] | None, start: np.ndarray | None) -> Clip:
+def _with_frames(
+    stages: Stages,
+    clip: Clip,
+    given: Mapping[int, np.ndarray] | None,
+    seen: Mapping[int, np.ndarray] | None,
+    start: np.ndarray | None,
+) -> Clip:
     """The clip with the latents of what is given, and of what it starts from."""
     if not given and start is None:
         return clip
-    known = encode_given(stages, clip.shape, given) if given else None
+    known = encode_given(stages, clip.shape, given, seen) if given else None
     if start is None:
         return replace(clip, known=known)
     with stages.timed("encode"):
@@ -569,11 +576,15 @@ def _with_frames(stages: Stages, clip: Clip, given: Mapping[int, np.ndarray] | N
         return replace(clip, known=known, start=encode_frames(stages.vae, padded))
 
 
-def encode_given(stages: Stages, shape: VideoShape, given: Mapping[int, np.ndarray]) -> Known:
+def encode_given(
+    stages: Stages, shape: VideoShape, given: Mapping[int, np.ndarray], seen: Mapping[int, np.ndarray] | None = None
+) -> Known:
     """What is given of a clip of `shape`, as the model takes it.
 
     Args:
         given: latent frame -> its frames, see `encode_known`, and `encode_beside` for models that take them so.
+        seen: latent frame -> the picture (H, W, 3) that it was made from, of any size, which is what an image encoder
+            sees, as in the release and in diffusers; without it, its last frame.
 
     Raises:
         UsageError: the model takes pictures beside the noise, and not these.
@@ -586,8 +597,8 @@ def encode_given(stages: Stages, shape: VideoShape, given: Mapping[int, np.ndarr
         check_beside(checkpoint.known_frames, frames, shape.num_frames)
         images = None
         if checkpoint.sees_images:
-            pictures = np.concatenate([given[group][-1:] for group in sorted(given)])
-            images = stages.images.encode(pictures).flatten(0, 1).cpu()
+            pictures = [(seen or {}).get(group, given[group][-1])[None] for group in sorted(given)]
+            images = torch.cat([stages.images.encode(picture)[0] for picture in pictures]).cpu()
         latent = checkpoint.grid.latent(shape)
         return Known(
             latents=torch.zeros(checkpoint.latent_channels, latent.frames, latent.height, latent.width),

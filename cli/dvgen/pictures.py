@@ -169,6 +169,13 @@ def given(
     return found
 
 
+def seen(images: "Sequence[tuple[Placed, np.ndarray]]", shape: VideoShape, grid: Grid) -> "Mapping[int, np.ndarray]":
+    """The pictures as they came, by the latent frames that they are given for."""
+    from dit_video.known import group_of
+
+    return {group_of(image.of(shape.num_frames), grid.stride[0]): pixels for image, pixels in images}
+
+
 def warn_untrained(known_frames: str, groups: Sequence[int], warn: Callable[[str], None]) -> None:
     """Say so where a model was not trained to be given these latent frames; see `DescribedModel.known_frames`."""
     if known_frames == "none":

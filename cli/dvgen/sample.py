@@ -167,6 +167,7 @@ def _make(request: Request, speaker: console.Speaker) -> "Result":
         output,
         fps=fps,
         given=given,
+        seen=pictures.seen(read, shape, checkpoint.grid),
         overwrite=sampling.overwrite,
         save_latents=sampling.latents_of(output),
         model=sampling.model.saved_name,

@@ -290,8 +290,7 @@ def describe(fitted: Fitted, transformers: int) -> str:
     lora, (first, *others) = fitted.lora, fitted.parts
     where = "both transformers" if others else "the transformer"
     if transformers == 2 and not others:
-        reason = "" if lora.part else ", since it does not fit the other one"
-        where = f"{EXPERTS.get(first, first)} alone{reason}"
+        where = f"{EXPERTS.get(first, first)} alone"
     count = len({item.layer for item in lora.changes} - set(fitted.left_out))
     layers = f"{count} layer{'s' * (count > 1)} of {where}"
     return f"{lora.path}: merged at strength {lora.strength:g} into {layers}"

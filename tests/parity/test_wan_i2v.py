@@ -103,6 +103,17 @@ def test_every_part_of_what_is_given_counts(folders: dict[str, Path]) -> None:
     assert relative(without, with_last) > 1e-2
 
 
+def test_the_image_encoder_sees_a_picture_as_it_came(folders: dict[str, Path]) -> None:
+    """As in the release and in diffusers, where only the clip has the picture at its own size."""
+    stages = Stages(open_checkpoint(folders["I2V"]), dtype=torch.float32, device=CPU, keep=True)
+    original = np.random.default_rng(0).integers(0, 255, (50, 90, 3), dtype=np.uint8)
+    fitted = encode_given(stages, SHAPE, FIRST)
+    found = encode_given(stages, SHAPE, FIRST, {0: original})
+    assert found.images is not None and fitted.images is not None
+    assert torch.equal(found.images, stages.images.encode(original[None])[0].cpu())
+    assert not torch.equal(found.images, fitted.images) and torch.equal(found.channels, fitted.channels)
+
+
 def test_clips_of_different_pictures_are_packed(folders: dict[str, Path]) -> None:
     checkpoint = open_checkpoint(folders["I2V"])
     stages = Stages(checkpoint, dtype=torch.float32, device=CPU, keep=True)
