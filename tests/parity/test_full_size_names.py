@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
+from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 
 from dit_video.checkpoints.keymap import detect
 from dit_video.errors import CheckpointError
@@ -49,6 +50,16 @@ def test_full_size(name):
     assert all(ORIGINAL.to_ours(key) == key == ORIGINAL.to_theirs(key) for key in ours)
     assert sum(value.numel() for value in ours.values()) == pytest.approx(parameters, rel=1e-3)
     assert detect(theirs, LAYOUTS) is DIFFUSERS and detect(ours, LAYOUTS) is ORIGINAL
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_original_names_are_those_that_diffusers_takes(name):
+    """Its conversion of single files gives each the name that our table gives it."""
+    with torch.device("meta"):
+        ours = dict.fromkeys(WanDiT(VARIANTS[name].dit).state_dict())
+    ours.pop("img_emb.emb_pos", None)  # which that conversion leaves as it is
+    made = convert_wan_transformer_to_diffusers({key: key for key in ours})
+    assert made == {DIFFUSERS.to_theirs(key): key for key in ours}
 
 
 def test_names_of_the_release():
