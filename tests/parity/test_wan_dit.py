@@ -7,6 +7,7 @@ import torch
 
 from dit_video.models.wan.dit import DiTConfig, WanDiT
 from dit_video.models.wan.layouts import DIFFUSERS, config_from_diffusers, config_to_diffusers
+from dit_video.nn.activation import GELU
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -98,6 +99,19 @@ def test_models_that_see_pictures_match_diffusers(name):
     other = ours.encode_images([images.flatten(0, 1).flip(0)])
     (changed,) = ours([latent], times, ours.encode_text([embed]), [0], images=other, image_index=[0])
     assert (difference(changed, want) > 1e-3) == bool(config.emb_pos)  # only positions tell the order of rows
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", IMAGE_CONFIGS)
+def test_rows_of_pictures_are_embedded_as_in_diffusers(name):
+    """Alone, since its GELU is the exact one, unlike the blocks', and the velocity hardly tells."""
+    config = IMAGE_CONFIGS[name]
+    ours, theirs = build_pair(config)
+    images = torch.randn(2 if config.emb_pos else 1, 7, config.image_dim)
+    want = theirs.condition_embedder.image_embedder(images)
+    assert difference(ours.img_emb(images.flatten(0, 1)[None]), want) < 3e-6
+    ours.img_emb.proj[2] = GELU()
+    assert difference(ours.img_emb(images.flatten(0, 1)[None]), want) > 3e-5
 
 
 @torch.no_grad()
