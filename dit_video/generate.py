@@ -251,8 +251,8 @@ def sample_latents(
     noise = _Noise(stages.checkpoint, clips)
     x = _flat([_begin(eps, clip.start, sigma) for eps, clip in zip(noise.draw(), clips, strict=True)]).to(stages.device)
     begin = (unfinished and unfinished.read(stages.device)) or State(0, x)
-    prompts = list(dict.fromkeys(text for clip in clips for text in _prompts(clip, settings)))
-    embeds = _encode(stages, prompts) if begin.step < total else []
+    prompts = list(dict.fromkeys(text for clip in clips for text in prompts_of(clip, settings)))
+    embeds = encode_prompts(stages, prompts) if begin.step < total else []
     denoiser = _Denoiser(stages, clips, settings, prompts, embeds)
     if begin.step == total:
         return denoiser.with_known(denoiser.unpack(begin.x))
@@ -302,12 +302,13 @@ def _begin(noise: Tensor, start: Tensor | None, sigma: float) -> Tensor:
     return noise if start is None else torch.lerp(start, noise, sigma)
 
 
-def _prompts(clip: Clip, settings: Settings) -> list[str]:
+def prompts_of(clip: Clip, settings: Settings) -> list[str]:
     """What is read for a clip: the negative prompt only where there is guidance."""
     return [clip.prompt, clip.negative] if max(settings.guidance) > 1 else [clip.prompt]
 
 
-def _encode(stages: Stages, prompts: list[str]) -> list[Tensor]:
+def encode_prompts(stages: Stages, prompts: list[str]) -> list[Tensor]:
+    """The embeddings of prompts, those that are new read now, or taken from the cache. Raises DvgenError."""
     new = [prompt for prompt in prompts if prompt not in stages.embeds]
     readings = {}
     for prompt, found in _read_before(stages, new).items():
@@ -539,7 +540,7 @@ def generate(
     if unfinished:
         unfinished.remove()
     grid = stages.checkpoint.grid.tokens(stages.checkpoint.grid.latent(clip.shape))
-    unknown_words, prompt_cut = read_prompts(stages, *_prompts(clip, settings))
+    unknown_words, prompt_cut = read_prompts(stages, *prompts_of(clip, settings))
     return Result(
         path=written.path,
         width=written.width,

@@ -187,6 +187,14 @@ def check_memory(
     raise UsageError(f"{shape}: {needs}, and there are {_gigabytes(available)}; {nearest}.")
 
 
+def tokens_together(checkpoint: Described, *, itemsize: int, available: int) -> int:
+    """The most tokens of several clips that go through the transformer in one pass, with and without the prompt."""
+    dit = checkpoint.dit
+    weights = max((part.parameters for name, part in checkpoint.components.items() if "transformer" in name), default=0)
+    each = 2 * (10 * 4 * dit.dim + itemsize * (4 * dit.dim + 2 * dit.ffn_dim))
+    return min(PACK_TOKENS // 2, max(available // 2 - weights * itemsize, 0) // each)
+
+
 def decoding_tile(checkpoint: Described, shape: VideoShape, *, itemsize: int, available: int) -> int | None:
     """The side of the tiles that frames are decoded in, in latents; None where they fit whole.
 

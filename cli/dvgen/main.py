@@ -14,6 +14,7 @@ import dit_video
 from dit_video.errors import DvgenError
 from dvgen import (
     again,
+    batch,
     console,
     convert,
     decode,
@@ -94,6 +95,7 @@ app.command(cls=sample.Command)(sample.sample)
 app.command()(extend.extend)
 app.command()(extend.connect)
 app.command()(edit.edit)
+app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(batch.batch)
 app.command()(decode.decode)
 app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(again.again)
 app.command()(info.info)
@@ -116,3 +118,8 @@ def run() -> None:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _stop)
     app(prog_name="dvgen")
+
+
+def command_of(name: str) -> Any:
+    """A command by its name, for another one that reads its options."""
+    return typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]

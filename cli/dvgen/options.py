@@ -252,12 +252,16 @@ def text(argument: str) -> str:
 
 def made_name(prompt: str, seed: int, suffix: str, folder: Path) -> Path:
     """A file name out of a prompt and a seed, "a-red-ball-7.mp4", numbered when it is taken: "a-red-ball-7-2.mp4"."""
+    return next(path for path in numbered(folder / f"{slug(prompt)}-{seed}{suffix}") if not path.exists())
+
+
+def slug(prompt: str) -> str:
+    """The words of a prompt as a part of a file name, "a-red-ball"."""
     words = re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", prompt).lower())
-    slug = ""
+    found = ""
     for word in words or ["video"]:
-        longer = f"{slug}-{word}".strip("-")
-        if slug and len(longer.encode()) > NAME_LENGTH:
+        longer = f"{found}-{word}".strip("-")
+        if found and len(longer.encode()) > NAME_LENGTH:
             break
-        slug = longer
-    slug = slug.encode()[:NAME_LENGTH].decode(errors="ignore")
-    return next(path for path in numbered(folder / f"{slug}-{seed}{suffix}") if not path.exists())
+        found = longer
+    return found.encode()[:NAME_LENGTH].decode(errors="ignore")

@@ -2,8 +2,9 @@
 
 import json
 import shlex
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,9 +16,14 @@ from dvgen import console, options, pictures
 from dvgen.sampling import Sampling, Text, video_option, what_it_takes, with_sampling
 
 if TYPE_CHECKING:
-    from dit_video.generate import Result
+    import numpy as np
+    import torch
+
+    from dit_video.generate import Clip, Result, Settings, Stages
     from dit_video.models.wan.pipeline import WanCheckpoint
     from dit_video.models.wan.random import RandomCheckpoint
+    from dit_video.plan import Plan
+    from dvgen.recipe import Recipe
 
 
 class Word(str):
@@ -84,9 +90,36 @@ def sample(
 
     What is not given comes from the checkpoint. Standard output gets the path of the video, standard error all else.
     """
+    request = request_of(
+        options.prompt(prompt),
+        size=size,
+        frames=frames,
+        duration=duration,
+        fps=fps,
+        image=image,
+        fit=fit,
+        sampling=sampling,
+    )
+    with console.Speaker(quiet=sampling.quiet) as speaker:
+        result = _make(request, speaker)
+    console.result(json.dumps(asdict(result), default=str) if sampling.as_json else str(result.path))
+
+
+def request_of(
+    prompt: str,
+    *,
+    size: Text,
+    frames: Text,
+    duration: Text,
+    fps: Text,
+    image: list[str] | None,
+    fit: Text,
+    sampling: Sampling,
+) -> Request:
+    """Options as they were typed, checked as far as they can be without torch. Raises DvgenError."""
     given = options.given
     request = Request(
-        prompt=options.prompt(prompt),
+        prompt=prompt,
         size=given(size, parse_size),
         frames=given(frames, options.frames),
         duration=duration,
@@ -96,9 +129,7 @@ def sample(
         sampling=sampling,
     )
     _check(request)
-    with console.Speaker(quiet=sampling.quiet) as speaker:
-        result = _make(request, speaker)
-    console.result(json.dumps(asdict(result), default=str) if sampling.as_json else str(result.path))
+    return request
 
 
 def _check(request: Request) -> None:
@@ -120,16 +151,44 @@ def _check(request: Request) -> None:
         pictures.check_frames(request.images, frames)
 
 
-def _make(request: Request, speaker: console.Speaker) -> "Result":
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A request together with its checkpoint: all but the arithmetic. given, seen: see `encode_given`."""
+
+    request: Request
+    clip: "Clip"
+    settings: "Settings"
+    fps: float
+    plan: "Plan"
+    given: "Mapping[int, np.ndarray]"
+    seen: "Mapping[int, np.ndarray]"
+    recipe: "Recipe | None"
+    path: Path | None = None
+
+    def encoded(self, stages: "Stages") -> "Clip":
+        """The clip with what is given of it. Raises DvgenError."""
+        from dit_video.generate import encode_given
+
+        if not self.given:
+            return self.clip
+        return replace(self.clip, known=encode_given(stages, self.clip.shape, self.given, self.seen))
+
+
+def prepare(
+    request: Request,
+    checkpoint: "WanCheckpoint | RandomCheckpoint",
+    device: "torch.device",
+    dtype: "torch.dtype",
+    speaker: console.Speaker,
+) -> Prepared:
+    """What a request means for a checkpoint: refused where it cannot be, and what the user should know is said.
+
+    Raises:
+        DvgenError: so it is.
+    """
+    from dit_video.generate import Clip
+
     sampling = request.sampling
-    speaker.progress("load program", 0, 1)
-    from dit_video.generate import Clip, generate
-    from dit_video.unfinished import key_of
-
-    checkpoint = sampling.open()
-    device, dtype = sampling.place()
-    speaker.progress("load program", 1, 1)
-
     fps = request.fps or checkpoint.defaults.fps
     read = pictures.read(request.images)
     shape = _shape(request, checkpoint, fps, read)
@@ -140,14 +199,8 @@ def _make(request: Request, speaker: console.Speaker) -> "Result":
     plan = sampling.plan(checkpoint, shape, device, dtype, encodes=any(given))
     if given and not checkpoint.beside:
         pictures.warn_untrained(checkpoint.known_frames, list(given), sampling.warn(speaker))
-    prompts, named = (request.prompt, sampling.negative_of(checkpoint)), ("sample", str(sampling.output), fps)
-    key = key_of(checkpoint, settings, prompts=prompts, shape=shape, given=given, more=named, place=(device, dtype))
-    sampling, unfinished = sampling.go_on(key, speaker)
-    output = sampling.output_of(request.prompt, shape.num_frames, fps)
-    sampling.tell_seed(speaker)
-    sampling.tell_size(checkpoint, shape, speaker)
-    speaker.note(what_it_takes(plan, settings, device))
-    comment = sampling.comment(
+    prompts = request.prompt, sampling.negative_of(checkpoint)
+    recipe = sampling.recipe(
         "sample",
         [request.prompt],
         checkpoint,
@@ -160,21 +213,53 @@ def _make(request: Request, speaker: console.Speaker) -> "Result":
         image=[image.text for image in request.images],
         fit=request.fit if request.images else None,
     )
+    return Prepared(
+        request=request,
+        clip=Clip(prompt=prompts[0], negative=prompts[1], shape=shape, seed=sampling.seed),
+        settings=settings,
+        fps=fps,
+        plan=plan,
+        given=given,
+        seen=pictures.seen(read, shape, checkpoint.grid),
+        recipe=recipe,
+    )
+
+
+def _make(request: Request, speaker: console.Speaker) -> "Result":
+    sampling = request.sampling
+    speaker.progress("load program", 0, 1)
+    from dit_video.generate import generate
+    from dit_video.unfinished import key_of
+
+    checkpoint = sampling.open()
+    device, dtype = place = sampling.place()
+    speaker.progress("load program", 1, 1)
+    ready = prepare(request, checkpoint, device, dtype, speaker)
+    settings, shape, fps, plan = ready.settings, ready.clip.shape, ready.fps, ready.plan
+    prompts, named = (ready.clip.prompt, ready.clip.negative), ("sample", str(sampling.output), fps)
+    key = key_of(checkpoint, settings, prompts=prompts, shape=shape, given=ready.given, more=named, place=place)
+    sampling, unfinished = sampling.go_on(key, speaker)
+    if sampling.seed != request.sampling.seed:
+        ready = prepare(replace(request, sampling=sampling), checkpoint, device, dtype, speaker)
+    output = sampling.output_of(request.prompt, shape.num_frames, fps)
+    sampling.tell_seed(speaker)
+    sampling.tell_size(checkpoint, shape, speaker)
+    speaker.note(what_it_takes(plan, settings, device))
     return generate(
         sampling.stages(checkpoint, device, dtype, speaker, plan),
-        Clip(prompt=prompts[0], negative=prompts[1], shape=shape, seed=sampling.seed),
+        ready.clip,
         settings,
         output,
         fps=fps,
-        given=given,
-        seen=pictures.seen(read, shape, checkpoint.grid),
+        given=ready.given,
+        seen=ready.seen,
         overwrite=sampling.overwrite,
         save_latents=sampling.latents_of(output),
         model=sampling.model.saved_name,
         tile=plan.tile,
         unfinished=unfinished,
         strict=sampling.strict,
-        comment=comment,
+        comment=ready.recipe.text() if ready.recipe else "",
     )
 
 

@@ -1,7 +1,7 @@
 """What all commands that denoise have in common: their options, the checkpoint they open, and where the result goes."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, wraps
 from pathlib import Path
@@ -13,7 +13,7 @@ from dit_video.models.wan.defaults import PRESETS, RELEASES, TINY_DEFAULTS, Defa
 from dit_video.video.output import check_file, check_video
 from dvgen import chosen, console, loras, options
 from dvgen.chosen import Chosen
-from dvgen.recipe import recipe_of
+from dvgen.recipe import Recipe, recipe_of
 
 if TYPE_CHECKING:
     import torch
@@ -164,7 +164,12 @@ class Sampling:
             words = " and ".join(found)
             self.warn(speaker)(f"{shape}: this model was trained on {words}, and others may come out badly.")
 
-    def comment(
+    def comment(self, command: str, *arguments: Any, **more: Any) -> str:
+        """The recipe as it goes into the file, or nothing; see `recipe`."""
+        found = self.recipe(command, *arguments, **more)
+        return found.text() if found else ""
+
+    def recipe(
         self,
         command: str,
         arguments: Sequence[str],
@@ -174,13 +179,13 @@ class Sampling:
         *,
         files: Sequence[Path] = (),
         **video: Any,
-    ) -> str:
-        """The recipe that goes into the file, or nothing.
+    ) -> Recipe | None:
+        """The recipe that goes into the file, if one does.
 
         files: the pictures and clips that are read. video: options of the command's own.
         """
         if self.no_recipe:
-            return ""
+            return None
         device, dtype = place
         how = {
             "negative": self.negative_of(checkpoint),
@@ -195,7 +200,7 @@ class Sampling:
             "device": device.type,
         }
         options = {**video, **how, **self.model.line()}
-        return recipe_of(command, arguments, options, model=checkpoint.signature[:16], files=files).text()
+        return recipe_of(command, arguments, options, model=checkpoint.signature[:16], files=files)
 
     def latents_of(self, output: Path) -> Path | None:
         """The file of the latents, if they are to be kept. Raises UsageError, MediaError."""
@@ -394,6 +399,12 @@ def _options(
         as_json=as_json,
         quiet=quiet,
     )
+
+
+def parsed(values: Mapping[str, Any]) -> tuple[dict[str, Any], Sampling]:
+    """The values of a command's own options, and the checked ones of `Sampling` out of all. Raises DvgenError."""
+    ours = inspect.signature(_options).parameters
+    return {name: each for name, each in values.items() if name not in ours}, _options(**{n: values[n] for n in ours})
 
 
 def with_sampling(*, without: Sequence[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:

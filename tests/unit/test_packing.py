@@ -1,8 +1,11 @@
 """Packing: a pack equals its clips one by one, whatever is beside them and in whatever order."""
 
+import math
+
+import pytest
 import torch
 
-from dit_video.models.wan.dit import DiTConfig, WanDiT
+from dit_video.models.wan.dit import UNSEEN, DiTConfig, WanDiT
 from dit_video.nn.packing import make_pack, pack_tokens, unpack_tokens
 
 CONFIG = DiTConfig(dim=80, ffn_dim=96, num_heads=4, num_layers=3, in_dim=6, out_dim=6, freq_dim=32, text_dim=24)
@@ -95,7 +98,23 @@ def test_text_is_encoded_once_for_each_prompt():
     text = model.encode_text(prompts)
     assert len(text.keys) == CONFIG.num_layers
     assert text.keys[0].shape == (3, 31, CONFIG.num_heads, CONFIG.head_dim)
-    torch.testing.assert_close(text.bias, torch.tensor([0.0] * 30 + [482.0]).clamp(min=1).log())
+    assert text.bias.shape == (3, 31)
+    for row, prompt in zip(text.bias, prompts, strict=True):
+        length = len(prompt)
+        assert not row[:length].any() and (row[length + 1 :] == UNSEEN).all()
+        assert float(row[length]) == pytest.approx(math.log(512 - length))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_prompt_gives_a_clip_the_same_numbers_whatever_is_encoded_with_it(dtype: torch.dtype):
+    """In bfloat16 too, where the logarithm of another number of padding rows would be rounded otherwise."""
+    model = random_model().to(dtype)
+    latents, timesteps, prompts, _ = clips()
+    for number, prompt in enumerate(prompts):
+        together = model(latents[:1], timesteps[:1], model.encode_text(prompts), [number])[0]
+        alone = model(latents[:1], timesteps[:1], model.encode_text([prompt]), [0])[0]
+        torch.testing.assert_close(together, alone, rtol=0, atol=2e-5 if dtype == torch.float32 else 2e-2)
 
 
 @torch.no_grad()

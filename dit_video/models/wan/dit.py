@@ -68,9 +68,12 @@ class DiTConfig:
         return self.dim // self.num_heads
 
 
+UNSEEN = -1e4  # added to a logit, it leaves nothing of its key, in every dtype
+
+
 @dataclass(frozen=True)
 class TextKeys:
-    """Cross-attention keys and values of P prompts: (P, S, H, E) for each block. bias (S,) is added to the logits."""
+    """Cross-attention keys and values of P prompts: (P, S, H, E) for each block. bias (P, S) is added to the logits."""
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
@@ -193,11 +196,11 @@ class CrossAttention(Attention):
         return slice(head_dim - 1, None, head_dim)
 
     def forward(self, x: Tensor, pack: Pack, text: Pair, bias: Tensor, images: Pair | None) -> Tensor:
-        """(N, D) to (N, D), with keys and values (clips, S or R, H, E) in the pack's order and the text's bias (S,)."""
+        """(N, D) to (N, D); keys and values are (clips, S or R, H, E), bias (clips S,) the text's, in packed order."""
         clips, rows = text[0].shape[:2]
         q = self.heads(self.norm_q(self.q(x)))  # (N, H, E)
         k, v = (part.flatten(0, 1) for part in text)  # (clips S, H, E)
-        y = attention(q, k, v, lengths=pack.lengths, kv_lengths=[rows] * clips, key_bias=bias.repeat(clips))
+        y = attention(q, k, v, lengths=pack.lengths, kv_lengths=[rows] * clips, key_bias=bias)
         if images is not None:
             rows = images[0].shape[1]
             k, v = (part.flatten(0, 1) for part in images)  # (clips R, H, E)
@@ -315,24 +318,27 @@ class WanDiT(nn.Module):
     def encode_text(self, embeds: Sequence[Tensor]) -> TextKeys:
         """Every block's cross-attention keys and values of the prompts: once for all steps of sampling.
 
-        Wan pads each prompt with rows of zeros to `text_len` and attends to all of them. Here prompts are padded to the
-        longest, and one more row stands for the rest: c identical keys are one key with log(c) added to its logit.
+        Wan pads each prompt with rows of zeros to `text_len` and attends to all of them. Here one such row stands for
+        all c of them: c identical keys are one key with log(c) added to its logit. What follows it, up to the rows of
+        the longest prompt, is not seen, so a prompt gives the same keys in any company.
 
         Args:
             embeds: (L_i, text_dim) for each prompt, 1 <= L_i <= text_len.
         """
         weight = self.patch_embedding.weight
-        longest = max(len(embed) for embed in embeds)
-        rest = self.config.text_len - longest
-        assert rest >= 0, f"a prompt has {longest} rows; text_len is {self.config.text_len}"
-        rows = longest + (rest > 0)
+        lengths = [len(embed) for embed in embeds]
+        longest, most = max(lengths), self.config.text_len
+        assert longest <= most, f"a prompt has {longest} rows; text_len is {most}"
+        rows = min(longest + 1, most)
         padded = torch.stack([F.pad(embed, (0, 0, 0, rows - len(embed))) for embed in embeds])  # (P, S, text_dim)
         text = self.text_embedding(padded.to(weight.device, product_dtype(weight)))  # (P, S, D)
         blocks = layers_with(self.blocks, *(f"cross_attn.{name}." for name in ("k", "v", "norm_k")))
         pairs = [cast(Block, block).cross_attn.text_keys(text) for block in blocks]
-        bias = torch.zeros(rows, device=weight.device)
-        if rest > 0:
-            bias[-1] = math.log(rest)
+        bias = torch.zeros(len(lengths), rows)
+        for row, length in zip(bias, lengths, strict=True):
+            row[length:] = UNSEEN
+            row[length : length + 1] = math.log(max(most - length, 1))
+        bias = bias.to(weight.device)
         return TextKeys(tuple(keys for keys, _ in pairs), tuple(values for _, values in pairs), bias)
 
     def encode_images(self, images: Sequence[Tensor]) -> ImageKeys:
@@ -394,8 +400,9 @@ class WanDiT(nn.Module):
         of_images: Iterable[Pair | None] = repeat(None, config.num_layers)
         if images is not None:
             of_images = _of_clips(images, image_index, pack)
+        bias = text.bias[[text_index[clip] for clip in pack.order]].flatten()  # (clips S,)
         for block, text_pair, image_pair in zip(self.blocks, of_text, of_images, strict=True):
-            x = block(x, levels, pack, text_pair, text.bias, image_pair)
+            x = block(x, levels, pack, text_pair, bias, image_pair)
 
         clips = unpack_tokens(self.head(x, e, pack), pack)  # (n_i, p q r C) each
         whole = [

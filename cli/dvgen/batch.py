@@ -1,0 +1,324 @@
+"""`dvgen batch`: many videos by one command, with the model loaded once."""
+
+import json
+import string
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dit_video.errors import DvgenError, UsageError
+from dit_video.video.output import SUFFIXES, check_video
+from dvgen import chosen, console, jobs, options, sampling
+from dvgen.jobs import Job
+from dvgen.recipe import read_recipe
+
+if TYPE_CHECKING:
+    from dvgen.sample import Prepared, Request
+
+SOME_FAILED = 3
+NAME = "{index}-{slug}-{seed}"
+CHUNK = 64  # jobs that are denoised before they are decoded, where not all stages fit in memory at once
+NOT_OF_A_JOB = ("overwrite", "fresh", "save_latents", "as_json", "quiet", "expected_model")
+"""Options that are not for a job, but for the whole command or for none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A job whose options are checked."""
+
+    job: Job
+    request: "Request"
+
+
+class Report:
+    """What has become of the jobs: a line of JSON for each on standard output, as it ends."""
+
+    def __init__(self, total: int, speaker: console.Speaker) -> None:
+        self.total, self.speaker = total, speaker
+        self.counts = {"done": 0, "skipped": 0, "failed": 0}
+        speaker.progress("jobs", 0, total)
+
+    def end(self, job: Job, status: str, **about: Any) -> None:
+        """A job has ended."""
+        self.counts[status] += 1
+        found = {"index": job.index, "status": status, "prompt": job.prompt, **about}
+        console.result(json.dumps(found, default=str, ensure_ascii=False))
+        self.speaker.progress("jobs", sum(self.counts.values()), self.total)
+
+    def fail(self, job: Job, error: Exception) -> None:
+        """A job has failed."""
+        self.speaker.warn(f"{job.where}: {error}")
+        self.end(job, "failed", error=str(error))
+
+
+def batch(
+    context: typer.Context,
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="JOBS", help='.txt, a prompt a line; .jsonl or .csv; or "-" for standard input.', show_default=False
+        ),
+    ],
+    out: Annotated[Path, options.option("--out", "DIR", "Where the videos go.")] = Path(),
+    name: Annotated[str, options.option("--name", "TEMPLATE", "Of a video, without its suffix.")] = NAME,
+    part: Annotated[
+        str | None, options.option("--shard", "I/N", "Only part I of N, for several machines.", show_default=False)
+    ] = None,
+    keep_going: Annotated[bool, options.option("--keep-going", None, "Go on after a job that fails.")] = False,
+    overwrite: Annotated[bool, options.option("--overwrite", None, "Replace files that exist.")] = False,
+    quiet: Annotated[bool, options.option("--quiet -q", None, "No progress and no notes.")] = False,
+) -> None:
+    """Make a video of every job; of jobs that are done already, none.
+
+    A job has a prompt, and under the names of the options of `dvgen sample` whatever else it needs. Options of `sample`
+    on this command line are those of all jobs that do not say otherwise. A job without a seed has its number for one.
+    Small videos go through the transformer together, which changes none of them. Standard output gets a line of JSON
+    for each job as it ends. Exit codes: 0 all done, 3 some failed.
+    """
+    every = jobs.read_jobs(source)
+    if part is not None:
+        every = jobs.shard(every, part)
+    _check_name(name)
+    if not out.is_dir():
+        raise UsageError(f"--out {out}: there is no such folder; create it first.")
+    with console.Speaker(quiet=quiet) as speaker:
+        report = Report(len(every), speaker)
+        tasks = list(_checked(every, context.args, keep_going, report))
+        for group in _groups(tasks):
+            _Run(group, out, name, overwrite, keep_going, speaker, report).run()
+    if report.counts["failed"]:
+        raise typer.Exit(SOME_FAILED)
+
+
+def _check_name(template: str) -> None:
+    """Refuses a template with unknown fields, or in which jobs are not told apart. Raises UsageError."""
+    known = ("index", "slug", "seed")
+    try:
+        fields = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
+    except ValueError as error:
+        raise UsageError(f"--name {template}: is no template ({error}).") from None
+    if strange := [field for field in fields if field not in known]:
+        raise UsageError(f"--name {template}: knows no {{{strange[0]}}}; it may have {{index}}, {{slug}} and {{seed}}.")
+    if "index" not in fields:
+        raise UsageError(f"--name {template}: needs {{index}}, so that no two videos have one name; such as {NAME}.")
+    if "/" in template or Path(template).suffix.lower() in SUFFIXES:
+        raise UsageError(f"--name {template}: must be a name without folders and without a suffix; such as {NAME}.")
+
+
+def _checked(every: Sequence[Job], common: Sequence[str], keep_going: bool, report: Report) -> Iterator[Task]:
+    """The jobs whose options can be; of others it is said, and without `keep_going` nothing is begun."""
+    alike: dict[str, Request] = {}  # of jobs that differ by their prompts and seeds alone
+    for job in every:
+        own = json.dumps({name: value for name, value in sorted(job.given.items()) if name != "seed"})
+        try:
+            if own not in alike:
+                alike[own] = _request(job, common)
+            seed = job.given.get("seed", alike[own].sampling.seed if _names_seed(common) else job.index)
+            shared = replace(alike[own].sampling, seed=options.seed(str(seed)), seed_drawn=False)
+            yield Task(job=job, request=replace(alike[own], prompt=options.text(job.prompt), sampling=shared))
+        except DvgenError as error:
+            if not keep_going:
+                raise UsageError(f"{job.where}: {error}") from None
+            report.fail(job, error)
+
+
+def _names_seed(common: Sequence[str]) -> bool:
+    return any(word.partition("=")[0] == "--seed" for word in common)
+
+
+def _request(job: Job, common: Sequence[str]) -> "Request":
+    """A job as a command line of `sample`. Raises DvgenError."""
+    from typer._click.exceptions import UsageError as ClickUsageError
+
+    from dvgen.main import command_of
+    from dvgen.sample import request_of
+
+    line = list(common)
+    given = dict(job.given)
+    if (command := given.pop("command", "sample")) != "sample":
+        raise UsageError(f"command {command}: a batch makes videos with sample alone.")
+    for name, value in given.items():
+        for each in value if isinstance(value, list) else [value]:
+            if each is not False:
+                line.append(f"--{name}" if each is True else f"--{name}={each}")
+    try:
+        values = command_of("sample").make_context("sample", [*line, "--", job.prompt]).params
+    except ClickUsageError as error:
+        raise UsageError(error.format_message()) from None
+    for name in NOT_OF_A_JOB:
+        if values[name]:
+            raise UsageError(f"--{name.replace('_', '-')}: is not for jobs.")
+    rest, shared = sampling.parsed(values)
+    return request_of(**rest, sampling=replace(shared, as_json=False, quiet=True))
+
+
+def _groups(tasks: Sequence[Task]) -> list[list[Task]]:
+    """Tasks of one model on one device, in the order in which the first of each comes."""
+    groups: dict[Any, list[Task]] = {}
+    for task in tasks:
+        shared = task.request.sampling
+        groups.setdefault((shared.model, shared.dtype, shared.device, shared.memory), []).append(task)
+    return list(groups.values())
+
+
+class _Run:
+    """The tasks of one model."""
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        out: Path,
+        name: str,
+        overwrite: bool,
+        keep_going: bool,
+        speaker: console.Speaker,
+        report: Report,
+    ) -> None:
+        self.tasks, self.out, self.name = tasks, out, name
+        self.overwrite, self.keep_going, self.speaker, self.report = overwrite, keep_going, speaker, report
+        self.jobs = {id(task.request): task.job for task in tasks}
+
+    def run(self) -> None:
+        """Make all of them."""
+        from dit_video.generate import Stages, encode_prompts, prompts_of
+        from dit_video.machine import memory_for
+        from dit_video.plan import tokens_together, weights_bytes
+        from dit_video.text.cache import made_by, users_cache
+
+        shared = self.tasks[0].request.sampling
+        self.speaker.progress("load program", 0, 1)
+        checkpoint = shared.open()
+        device, dtype = shared.place()
+        self.speaker.progress("load program", 1, 1)
+        ready = [each for task in self.tasks if (each := self._prepared(task, checkpoint, device, dtype)) is not None]
+        if not ready:
+            return
+        available = memory_for(device, shared.memory)
+        largest = max(ready, key=lambda each: each.plan.nbytes)
+        keep = largest.plan.nbytes + weights_bytes(checkpoint, dtype.itemsize) < available
+        chosen.tell(checkpoint, self.speaker.note, self.speaker.warn)
+        files = checkpoint.text_files
+        self.stages = Stages(
+            checkpoint,
+            dtype=dtype,
+            device=device,
+            keep=keep,
+            keep_layers=largest.plan.keep_layers,
+            cache=users_cache(made_by(files, dtype, device)) if files else None,
+            note=self.speaker.note,
+            warn=self.speaker.warn,
+        )
+        prompts = dict.fromkeys(text for each in ready for text in prompts_of(each.clip, each.settings))
+        encode_prompts(self.stages, list(prompts))
+        most = tokens_together(checkpoint, itemsize=dtype.itemsize, available=available)
+        packs = list(_packs(ready, most))
+        if keep:
+            for pack in packs:
+                self._decode(self._denoise(pack))
+            return
+        for chunk in _chunks(packs, CHUNK):
+            self._decode([each for pack in chunk for each in self._denoise(pack)])
+
+    def _prepared(self, task: Task, checkpoint: Any, device: Any, dtype: Any) -> "Prepared | None":
+        """A task with its name, unless it is done or cannot be."""
+        from dvgen.sample import prepare
+
+        try:
+            ready = prepare(task.request, checkpoint, device, dtype, self.speaker)
+            suffix = ".png" if ready.clip.shape.num_frames == 1 else ".mp4"
+            asked = task.request.sampling.output
+            slug = options.slug(task.job.prompt)
+            name = self.name.format(index=task.job.index, slug=slug, seed=task.request.sampling.seed)
+            path = self.out / (asked if asked else f"{name}{suffix}")
+            recipe = ready.recipe
+            if path.exists() and not self.overwrite:
+                found = read_recipe(path)
+                if found and recipe and (found.line, found.model) == (recipe.line, recipe.model):
+                    self.report.end(task.job, "skipped", path=path)
+                    return None
+            check_video(path, ready.clip.shape.num_frames, fps=ready.fps, overwrite=self.overwrite)
+            return replace(ready, path=path)
+        except DvgenError as error:
+            self._failed(task.job, error)
+            return None
+
+    def _denoise(self, pack: "Sequence[Prepared]") -> "list[tuple[Prepared, Any]]":
+        """The latents of a pack; where that fails each of its jobs is tried alone."""
+        from dit_video.generate import explained_memory, sample_latents
+
+        try:
+            with explained_memory(pack[0].clip.shape):
+                clips = [each.encoded(self.stages) for each in pack]
+                latents = sample_latents(self.stages, clips, pack[0].settings)
+            return [(each, found.cpu()) for each, found in zip(pack, latents, strict=True)]
+        except DvgenError as error:
+            if len(pack) == 1:
+                self._failed(self.jobs[id(pack[0].request)], error)
+                return []
+        return [found for each in pack for found in self._denoise([each])]
+
+    def _decode(self, made: "Sequence[tuple[Prepared, Any]]") -> None:
+        from dit_video.decode import save_latents_of, write_decoded
+        from dit_video.generate import explained_memory, prompts_of, read_prompts
+
+        for ready, latents in made:
+            job, shared, shape = self.jobs[id(ready.request)], ready.request.sampling, ready.clip.shape
+            assert ready.path is not None
+            try:
+                with explained_memory(shape):
+                    if kept := shared.latents_of(ready.path):
+                        about = {"prompt": ready.clip.prompt, "seed": str(ready.clip.seed)}
+                        about |= {"negative": ready.clip.negative, "model": shared.model.saved_name}
+                        save_latents_of(latents, kept, shape, fps=ready.fps, about=about)
+                    written = write_decoded(
+                        self.stages,
+                        latents.to(self.stages.device),
+                        shape,
+                        ready.path,
+                        fps=ready.fps,
+                        overwrite=self.overwrite,
+                        tile=ready.plan.tile,
+                        strict=shared.strict,
+                        comment=ready.recipe.text() if ready.recipe else "",
+                    )
+            except DvgenError as error:
+                self._failed(job, error)
+                continue
+            unknown, cut = read_prompts(self.stages, *prompts_of(ready.clip, ready.settings))
+            size = {"width": written.width, "height": written.height, "frames": written.frames, "fps": written.fps}
+            facts = {"seed": ready.clip.seed, "tokens": ready.plan.tokens, "unknown_words": unknown, "prompt_cut": cut}
+            self.report.end(job, "done", path=written.path, **size, **facts)
+
+    def _failed(self, job: Job, error: DvgenError) -> None:
+        self.report.fail(job, error)
+        if not self.keep_going:
+            raise typer.Exit(SOME_FAILED)
+
+
+def _packs(ready: "Sequence[Prepared]", most: int) -> "Iterator[list[Prepared]]":
+    """Neighbours with the same settings, up to so many tokens together."""
+    pack: list[Prepared] = []
+    tokens = 0
+    for each in ready:
+        if pack and (pack[0].settings != each.settings or tokens + each.plan.tokens > most):
+            yield pack
+            pack, tokens = [], 0
+        pack.append(each)
+        tokens += each.plan.tokens
+    if pack:
+        yield pack
+
+
+def _chunks(packs: "Sequence[list[Prepared]]", most: int) -> "Iterator[list[list[Prepared]]]":
+    """Packs of at most so many jobs together, or one."""
+    chunk: list[list[Prepared]] = []
+    for pack in packs:
+        if chunk and sum(map(len, chunk)) + len(pack) > most:
+            yield chunk
+            chunk = []
+        chunk.append(pack)
+    if chunk:
+        yield chunk

@@ -1,0 +1,287 @@
+"""`dvgen batch`: every job as if it were alone, none twice, and what fails is said."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from dvgen import batch, jobs
+from dvgen.main import app
+from safetensors.torch import load_file
+from typer.testing import CliRunner, Result
+
+from dit_video import generate
+from dit_video.errors import UsageError
+from dit_video.video.io import probe, read_frames
+
+TINY = ("--random-weights", "--size", "32x32", "--frames", "5", "--steps", "2")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*arguments: str, code: int = 0, stdin: str | None = None) -> Result:
+    found = CliRunner().invoke(app, list(arguments), input=stdin)
+    assert found.exit_code == code, (found.stdout, found.stderr, found.exception)
+    assert "Traceback" not in found.stderr
+    return found
+
+
+def made(*arguments: str, code: int = 0, stdin: str | None = None) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in run("batch", *arguments, code=code, stdin=stdin).stdout.splitlines()]
+
+
+def write(name: str, *lines: Any) -> str:
+    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+    Path(name).write_text(text + "\n", encoding="utf-8")
+    return name
+
+
+def frames(path: str) -> np.ndarray:
+    return np.stack(list(read_frames(path))).astype(int)
+
+
+MIXED: list[dict[str, Any]] = [
+    {"prompt": "a cat", "seed": 3},
+    {"prompt": "a dog", "size": "64x48", "frames": 9, "keep_latents": True},
+    {"prompt": "a still", "frames": 1, "size": "48x48"},
+    {"prompt": "a bird", "guidance": 2.5, "steps": 3, "fps": 12},
+    {"prompt": "a fish", "size": "16x80", "negative": "a cat", "--output": "fish.webm"},
+    {"prompt": "from a picture", "image": ["3-a-still-3.png"], "size": "32x32"},
+]
+
+
+def test_each_job_is_as_if_it_were_alone():
+    run("sample", "a still", *TINY[:1], "--size", "48x48", "--frames", "1", "--seed", "9", "-o", "3-a-still-3.png")
+    Path("out").mkdir()
+    line = (*TINY, "--dtype", "float32")  # in bfloat16 its last digits depend on its company
+    found = made(write("jobs.jsonl", *MIXED), "--out", "out", *line, "--keep-latents")
+    assert [each["status"] for each in found] == ["done"] * 6 and sorted(each["index"] for each in found) == [
+        *range(1, 7)
+    ]
+    by_index = {each["index"]: each for each in found}
+    names = [
+        "1-a-cat-3.mp4",
+        "2-a-dog-2.mp4",
+        "3-a-still-3.png",
+        "4-a-bird-4.mp4",
+        "fish.webm",
+        "6-from-a-picture-6.mp4",
+    ]
+    assert [Path(by_index[index]["path"]).name for index in range(1, 7)] == names
+    for index, job in enumerate(MIXED, start=1):
+        given = {name.strip("-"): value for name, value in job.items() if name not in ("prompt", "--output")}
+        given = {"seed": index, **given, "keep_latents": True}
+        own = [f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}") for name, value in given.items()]
+        own = [word.replace("['", "").replace("']", "") for word in own]
+        suffix = Path(names[index - 1]).suffix
+        run("sample", job["prompt"], *line, *own, "-o", f"alone-{index}{suffix}")
+        ours, alone = Path("out") / names[index - 1], Path(f"alone-{index}{suffix}")
+        latents = [load_file(path.with_suffix(".safetensors"))["latents"] for path in (ours, alone)]
+        assert torch.allclose(*latents, rtol=0, atol=1e-5)
+        apart = np.abs(frames(str(ours)) - frames(str(alone)))
+        assert apart.max() <= 1 if suffix == ".png" else apart.mean() < 0.1, "coders make more of a last digit"
+        assert probe(ours).fps == probe(alone).fps
+
+
+def test_small_jobs_share_passes_and_each_text_is_read_once(monkeypatch: pytest.MonkeyPatch):
+    packs: list[int] = []
+    real = generate.sample_latents
+    monkeypatch.setattr(
+        generate,
+        "sample_latents",
+        lambda stages, clips, settings: packs.append(len(clips)) or real(stages, clips, settings),
+    )
+    loads: list[str] = []
+    stage = generate.Stages._stage
+
+    def loading(self: Any, name: str, load: Any) -> Any:
+        loads.extend([name] * (name not in self._loaded))
+        return stage(self, name, load)
+
+    monkeypatch.setattr(generate.Stages, "_stage", loading)
+    made(write("jobs.txt", *["a", "b", "a", "c"]), *TINY)
+    assert packs == [4] and sorted(loads) == ["autoencoder", "text encoder", "transformer"]
+
+
+def test_what_is_done_is_not_done_again_and_what_differs_is_said():
+    jobs_file = write("jobs.txt", "a cat", "a dog")
+    first = made(jobs_file, *TINY)
+    stamps = [Path(each["path"]).stat().st_mtime_ns for each in first]
+    assert [each["status"] for each in made(jobs_file, *TINY)] == ["skipped", "skipped"]
+    assert [each["status"] for each in made(write("jobs.txt", "a cat", "a dog", "a bird"), *TINY)] == [
+        *("skipped", "skipped", "done"),
+    ]
+    found = made(jobs_file, *TINY, "--shift", "2", "--keep-going", code=3)
+    assert [each["status"] for each in found] == ["failed"] * 3 and "the file exists" in found[0]["error"]
+    assert [Path(each["path"]).stat().st_mtime_ns for each in first] == stamps
+    assert [each["status"] for each in made(jobs_file, *TINY, "--shift", "2", "--overwrite")] == ["done"] * 3
+
+
+def test_parts_of_a_batch_are_all_of_it():
+    jobs_file = write("jobs.txt", *"abcde")
+    found = [made(jobs_file, *TINY, "--shard", f"{part}/3") for part in (1, 2, 3)]
+    assert [[each["index"] for each in part] for part in found] == [[1, 4], [2, 5], [3]]
+    assert all(each["status"] == "skipped" for each in made(jobs_file, *TINY))
+    for text in ("4/3", "0/3", "x/3", "3", "1/0"):
+        assert "--shard" in run("batch", jobs_file, *TINY, "--shard", text, code=2).stderr
+
+
+BAD = [{"prompt": "a"}, {"prompt": "b", "bogus": 1}, {"prompt": "c", "size": "big"}, {"prompt": "d", "steps": 1}]
+
+
+def test_a_job_that_cannot_be_is_said_before_anything_begins():
+    said = run("batch", write("jobs.jsonl", *BAD), *TINY, code=2).stderr
+    assert "jobs.jsonl, line 2: No such option: --bogus" in said and [path.name for path in Path().iterdir()] == [
+        "jobs.jsonl"
+    ]
+
+
+def test_with_keep_going_the_others_are_made():
+    found = made(write("jobs.jsonl", *BAD), *TINY, "--keep-going", code=3)
+    assert {each["index"]: each["status"] for each in found} == {1: "done", 2: "failed", 3: "failed", 4: "done"}
+    assert "--size 'big': must be WIDTHxHEIGHT" in next(each["error"] for each in found if each["index"] == 3)
+
+
+def test_one_job_of_a_pack_that_fails_does_not_take_the_others_with_it(monkeypatch: pytest.MonkeyPatch):
+    from dit_video.errors import DvgenError
+
+    real = generate.sample_latents
+
+    def failing(stages: Any, clips: Any, settings: Any) -> Any:
+        if any(clip.prompt == "bad" for clip in clips):
+            raise DvgenError("the weights are damaged.")
+        return real(stages, clips, settings)
+
+    monkeypatch.setattr(generate, "sample_latents", failing)
+    found = made(write("jobs.txt", "a", "bad", "c"), *TINY, "--keep-going", code=3)
+    assert {each["prompt"]: each["status"] for each in found} == {"a": "done", "bad": "failed", "c": "done"}
+    Path("elsewhere").mkdir()
+    assert [each["status"] for each in made("jobs.txt", "--out", "elsewhere", *TINY, code=3)][-1] == "failed"
+
+
+def test_tables_and_standard_input():
+    Path("jobs.csv").write_text('prompt,size,frames\n"a ""red"" cat, big",16x16,1\nb,,\n', encoding="utf-8-sig")
+    found = made("jobs.csv", *TINY, "-q")
+    assert [(each["prompt"], each["width"], each["frames"]) for each in found] == [
+        ('a "red" cat, big', 16, 1),
+        ("b", 32, 5),
+    ]
+    assert [each["prompt"] for each in made("-", *TINY, stdin="x\n\ny\n")] == ["x", "y"]
+    (only,) = made("-", *TINY, stdin='{"prompt": "z", "frames": 1}\n')
+    assert only["path"] == "1-z-1.png"
+
+
+def test_prompts_of_all_kinds():
+    prompts = [
+        "'quotes\" & $HOME `x`",
+        "two\nlines",
+        "🎬 emoji",
+        "word " * 4000,
+        "שלום עולם",
+        "--size 9x9",
+        "",
+        "../up/x",
+    ]
+    found = made(write("jobs.jsonl", *[{"prompt": prompt} for prompt in prompts]), *TINY[:-2], "--steps", "1")
+    assert [each["prompt"] for each in found] == prompts and all(each["status"] == "done" for each in found)
+    assert found[3]["prompt_cut"] and all(Path(each["path"]).parent == Path() for each in found)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("none.txt",), "none.txt: cannot be read (No such file"),
+        (("jobs.yaml",), "jobs.yaml: a file of jobs ends in .txt, .jsonl, .csv; the nearest is jobs.txt"),
+        (("empty.txt",), "empty.txt: holds no jobs"),
+        (("latin.txt",), "latin.txt: is not text in UTF-8"),
+        (("broken.jsonl",), "broken.jsonl, line 2: is not JSON"),
+        (("list.jsonl",), "list.jsonl, line 1: must be a JSON object"),
+        (("nameless.csv",), "nameless.csv, line 2: has no prompt"),
+        (("wide.csv",), "wide.csv, line 2: has more cells than the first line names"),
+        (("null.jsonl",), "null.jsonl, line 1: size is null, which no option takes"),
+        (("extend.jsonl",), "extend.jsonl, line 1: command extend: a batch makes videos with sample alone"),
+        (("quiet.jsonl",), "quiet.jsonl, line 1: --quiet: is not for jobs"),
+        (("jobs.txt", "--out", "nowhere"), "--out nowhere: there is no such folder"),
+        (("jobs.txt", "--name", "{seed}"), "--name {seed}: needs {index}"),
+        (("jobs.txt", "--name", "{index}-{x}"), "knows no {x}"),
+        (("jobs.txt", "--name", "{index"), "is no template"),
+        (("jobs.txt", "--name", "a/{index}"), "must be a name without folders"),
+        (("jobs.txt", "--steps", "0"), "jobs.txt, line 1: --steps 0: must be a whole number"),
+    ],
+)
+def test_bad_input(arguments: tuple[str, ...], words: str):
+    for name, text in {
+        "jobs.txt": "a",
+        "empty.txt": "\n \n",
+        "broken.jsonl": '{"prompt": "a"}\n{',
+        "list.jsonl": "[1]",
+        "nameless.csv": "size\n16x16\n",
+        "wide.csv": "prompt\na,b\n",
+        "null.jsonl": '{"prompt": "a", "size": null}',
+        "extend.jsonl": '{"prompt": "a", "command": "extend"}',
+        "quiet.jsonl": '{"prompt": "a", "quiet": true}',
+    }.items():
+        Path(name).write_text(text)
+    Path("latin.txt").write_bytes("é".encode("latin-1"))
+    before = sorted(Path().iterdir())
+    said = " ".join(run("batch", *arguments, *TINY[:1], code=2).stderr.split())
+    assert words in said and said.count("Error: ") == 1, said
+    assert sorted(Path().iterdir()) == before
+
+
+def test_long_files_are_read_at_once():
+    Path("jobs.txt").write_text("".join(f"a red ball number {number}\n" for number in range(10_000)))
+    began = time.process_time()
+    report: Any = None
+    tasks = list(batch._checked(jobs.read_jobs("jobs.txt"), ["--random-weights"], False, report))
+    assert len(tasks) == 10_000 and time.process_time() - began < 2
+    assert (tasks[41].request.prompt, tasks[41].request.sampling.seed) == ("a red ball number 41", 42)
+
+
+def test_lines_that_are_no_objects_of_ours():
+    with pytest.raises(UsageError, match="holds no jobs"):
+        jobs.read_jobs(write("jobs.csv", "prompt,size"))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_stopped_it_goes_on_where_it_was():
+    write("jobs.txt", *[f"clip {number}" for number in range(12)])
+    line = [sys.executable, "-m", "dvgen", "batch", "jobs.txt", *TINY[:-1], "60", "--size", "160x160"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    first = json.loads(process.stdout.readline())
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert first["status"] == "done" and process.returncode in (0, 130), said
+    found = subprocess.run(line, env=environment, capture_output=True, text=True)
+    assert found.returncode == 0
+    status = [json.loads(each)["status"] for each in found.stdout.splitlines()]
+    assert len(status) == 12 and status[0] == "skipped" and not [*Path().glob(".dvgen-*")]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what a process takes")
+def test_memory_is_flat_over_many_jobs():
+    write("jobs.txt", *[f"picture {number}" for number in range(200)])
+    line = [sys.executable, "-m", "dvgen", "batch", "jobs.txt", "--random-weights", "--size", "64x64", "--frames", "5"]
+    process = subprocess.Popen([*line, "--steps", "1"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
+    taken = []
+    for _ in process.stdout:
+        found = re.search(r"RssAnon:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())
+        taken.append(int(found[1]) if found else 0)
+    assert process.wait() == 0 and len(taken) == 200
+    assert max(taken[190:199]) < 1.15 * max(taken[40:60]), taken[::20]
