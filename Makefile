@@ -8,7 +8,7 @@ OUT    ?= out/demo.mp4
 # OpenMP threads that spin can be 20 times slower when the cores are shared.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test test-all check format wheel clean
+.PHONY: demo test test-all check format wheel clean docs
 
 # Users on a GPU install without the constraints file (pip install .) and get their own build of torch.
 $(VENV)/.run: pyproject.toml constraints.txt
