@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dit_video import generate as module
-from dit_video.errors import DvgenError, UsageError
 from dit_video.decode import decode_frames
+from dit_video.errors import DvgenError, UsageError
 from dit_video.generate import Clip, Result, Settings, Stages, generate, sample_latents
 from dit_video.machine import pick_device, pick_dtype
 from dit_video.models.wan.random import RandomCheckpoint
