@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from dit_video.video.io import read_frames
 
-LINE = ("--random-weights", "--size", "96x96", "--frames", "9", "--steps", "60", "--json")
+LINE = ("--random-weights", "--size", "96x96", "--frames", "9", "--steps", "300", "--json")
 FRAMES = np.stack([np.full((40, 48, 3), 20 * n, np.uint8) for n in range(5)])
 
 
@@ -64,9 +64,12 @@ def test_killed_at_any_time_the_same_command_goes_on_bit_for_bit(times: int):
     lasted = time.monotonic() - began
     whole, latents = frames("a.mp4"), load_file("a.safetensors")["latents"]
     left, rng = 0, random.Random(times)
-    for _ in range(times):
+    for number in range(times):
         process = start(*sample)
-        time.sleep(rng.uniform(0.3, 1.1) * lasted)
+        if number == 0:  # once it is certain that there is something to go on from
+            wait_for_state(process)
+        else:
+            time.sleep(rng.uniform(0.3, 1.1) * lasted)
         process.kill()
         process.communicate()
         left += len(states())
@@ -89,7 +92,7 @@ def test_ended_by_a_signal_it_says_how_to_go_on_and_takes_up_the_drawn_seed(numb
     seed = int(state.name.split("-")[2].split(".")[0])
     assert f"seed {seed} (drawn)" in said
     found, said = finish("sample", "a", *LINE)
-    assert found["seed"] == seed and "of 60 steps of the same command are there" in said and not states()
+    assert found["seed"] == seed and "of 300 steps of the same command are there" in said and not states()
     assert finish("sample", "a", *LINE)[0]["seed"] != seed
 
 

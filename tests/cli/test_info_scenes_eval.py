@@ -135,7 +135,7 @@ def test_sample_of_a_folder_uses_its_defaults(ti2v: Path, tmp_path: Path):
 
 
 def test_the_shipped_model_says_what_it_never_learnt_and_what_it_knows(tmp_path: Path):
-    still = ["--size", "32x32", "--frames", "1", "--steps", "1", "-o", tmp_path / "a.png"]
+    still = ["--size", "64x64", "--frames", "1", "--steps", "1", "-o", tmp_path / "a.png"]
     found = run("sample", "a cat on a beach", *still)
     assert re.search(r"never learnt the words 'cat', 'beach'; `dvgen info default`", found.stderr)
     assert found.stderr.count("never learnt") == 1 and probe(tmp_path / "a.png").frames == 1

@@ -114,8 +114,8 @@ def test_known_patches_never_change_while_the_rest_is_denoised(solver):
         assert all(times.gt(0).all() for times in timesteps[1::2])
 
 
-def test_a_start_of_full_strength_takes_all_steps_and_of_none_takes_one():
-    assert [Settings(steps=10, strength=s).first_step for s in (1.0, 0.5, 0.05, 0.0)] == [0, 5, 9, 9]
+def test_a_start_of_full_strength_takes_all_steps_and_of_none_takes_none():
+    assert [Settings(steps=10, strength=s).first_step for s in (1.0, 0.5, 0.05, 0.0)] == [0, 5, 9, 10]
 
 
 def masks(shape: VideoShape, groups: list[int]) -> list[list[int]]:
