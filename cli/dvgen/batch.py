@@ -131,9 +131,7 @@ def _names_seed(common: Sequence[str]) -> bool:
 
 def _request(job: Job, common: Sequence[str]) -> "Request":
     """A job as a command line of `sample`. Raises DvgenError."""
-    from typer._click.exceptions import UsageError as ClickUsageError
-
-    from dvgen.main import command_of
+    from dvgen.main import ClickUsageError, command_of
     from dvgen.sample import request_of
 
     line = list(common)
