@@ -17,8 +17,8 @@ from dit_video.shapes import MIN_TILE, VideoShape
 from dit_video.video.io import WrittenVideo, write_video
 
 if TYPE_CHECKING:
-    from dit_video.generate import Progress, Stages
     from dit_video.models.wan.vae import WanVAE
+    from dit_video.stages import Progress, Stages
 
 BLACK = 8  # the brightest that a black picture is, of 255
 STILL = 1  # by how much the pixels of two frames differ at most that show the same, of 255

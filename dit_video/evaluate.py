@@ -15,14 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from dit_video.clip import Clip, Settings
 from dit_video.decode import decode_frames
-from dit_video.generate import Clip, Progress, Settings, Stages, sample_latents
+from dit_video.denoise import sample_latents
 from dit_video.nn.pixels import pad_frames, to_video
 from dit_video.scenes.captions import caption
 from dit_video.scenes.detector import Detection, detect_objects, matched, score, score_objects
 from dit_video.scenes.render import render
 from dit_video.scenes.world import MIN_MOVING_FRAMES, Scene, SceneObject, sample_scene
 from dit_video.shapes import VideoShape
+from dit_video.stages import Progress, Stages
 from dit_video.train import sheets
 
 SPLITS = {"held-out": 2024, "training": 2025}  # and the roots of their questions' random numbers

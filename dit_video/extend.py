@@ -20,19 +20,15 @@ from pathlib import Path
 
 import numpy as np
 
+from dit_video.clip import Clip, Settings
 from dit_video.decode import decode_frames
-from dit_video.generate import (
-    Clip,
-    Settings,
-    Stages,
-    encode_given,
-    explained_memory,
-    read_prompts,
-    sample_latents,
-)
+from dit_video.denoise import sample_latents
 from dit_video.known import frames_of, group_of
 from dit_video.machine import peak_memory
+from dit_video.make import encode_given
+from dit_video.prompts import read_prompts
 from dit_video.shapes import Grid, VideoShape
+from dit_video.stages import Stages, explained_memory
 from dit_video.unfinished import Unfinished
 from dit_video.video.io import write_video
 
@@ -251,7 +247,7 @@ def head_frames(windows: Windows) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Extended:
-    """What `write_extended` made; see `generate.Result`. new_frames: of its frames, those that were made."""
+    """What `write_extended` made; see `make.Result`. new_frames: of its frames, those that were made."""
 
     path: Path
     width: int

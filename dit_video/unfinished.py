@@ -10,7 +10,8 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,12 +23,13 @@ import dit_video
 from dit_video.checkpoints.files import save_tensors
 from dit_video.checkpoints.headers import read_header, read_metadata
 from dit_video.checkpoints.stored import read_tensor
-from dit_video.errors import CheckpointError
+from dit_video.errors import CheckpointError, DvgenError, UndefinedNumbers
 from dit_video.flow.solvers import State
 
 if TYPE_CHECKING:
-    from dit_video.generate import Checkpoint, Settings
+    from dit_video.clip import Settings
     from dit_video.shapes import VideoShape
+    from dit_video.stages import Checkpoint
 
 KEPT_EVERY = 10.0  # seconds of denoising, after which its state is written, and again after as many
 SECONDS = "DVGEN_KEEP_EVERY"  # the environment's name of another number of them
@@ -120,6 +122,19 @@ class Unfinished:
             path.unlink(missing_ok=True)
 
 
+@contextmanager
+def keeping(unfinished: Unfinished | None, warn: Callable[[str], None]) -> Iterator[None]:
+    """Writes the state of what is broken off, and says so; but not of denoising that would fail again."""
+    try:
+        yield
+    except BaseException as error:
+        with suppress(DvgenError):
+            if unfinished and not isinstance(error, UndefinedNumbers) and unfinished.write():
+                what = "all steps are" if unfinished.is_done else f"{unfinished.kept} steps are"
+                warn(f"{what} kept; the same command goes on from there.")
+        raise
+
+
 @dataclass(frozen=True, kw_only=True)
 class Found:
     """What an earlier command has left: its seed, and how far its last clip has come."""
@@ -164,7 +179,7 @@ def key_of(
 ) -> str:
     """A hash of all that the latents of a clip depend on, bit for bit, but the seed.
 
-    prompts: what to show and what not. given, start: frames, see `generate`. more: what else tells two commands apart,
+    prompts: what to show and what not. given, start: frames, see `make_clip`. more: what else tells two commands apart,
     such as the name of the output.
     """
     frames = {group: _hash(array) for group, array in sorted((given or {}).items())}

@@ -12,7 +12,8 @@ LAYERS = (
     ("errors", "shapes", "atomic"),
     ("nn", "flow", "checkpoints", "text", "video", "scenes"),
     ("models",),
-    ("machine", "plan", "known", "generate", "decode", "unfinished", "extend", "train", "evaluate", "evaluate_modes"),
+    ("machine", "plan", "known", "clip", "unfinished", "stages", "prompts", "denoise", "decode", "make", "extend"),
+    ("train", "evaluate", "evaluate_modes"),
     ("dvgen",),
 )
 OWNERS = {

@@ -181,9 +181,11 @@ class _Run:
 
     def run(self) -> None:
         """Make all of them."""
-        from dit_video.generate import Stages, encode_prompts, prompts_of
+        from dit_video.clip import prompts_of
         from dit_video.machine import memory_for
         from dit_video.plan import tokens_together, weights_bytes
+        from dit_video.prompts import encode_prompts
+        from dit_video.stages import Stages
         from dit_video.text.cache import made_by, users_cache
 
         shared = self.tasks[0].request.sampling
@@ -245,7 +247,8 @@ class _Run:
 
     def _denoise(self, pack: "Sequence[Prepared]") -> "list[tuple[Prepared, Any]]":
         """The latents of a pack; where that fails each of its jobs is tried alone."""
-        from dit_video.generate import explained_memory, sample_latents
+        from dit_video.denoise import sample_latents
+        from dit_video.stages import explained_memory
 
         try:
             with explained_memory(pack[0].clip.shape):
@@ -259,8 +262,10 @@ class _Run:
         return [found for each in pack for found in self._denoise([each])]
 
     def _decode(self, made: "Sequence[tuple[Prepared, Any]]") -> None:
+        from dit_video.clip import prompts_of
         from dit_video.decode import save_latents_of, write_decoded
-        from dit_video.generate import explained_memory, prompts_of, read_prompts
+        from dit_video.prompts import read_prompts
+        from dit_video.stages import explained_memory
 
         for ready, latents in made:
             job, shared, shape = self.jobs[id(ready.request)], ready.request.sampling, ready.clip.shape

@@ -98,9 +98,9 @@ def _decode(
     speaker.progress("load program", 0, 1)
     from dit_video.checkpoints.stored import read_tensor
     from dit_video.decode import write_decoded
-    from dit_video.generate import Stages, explained_memory
     from dit_video.machine import memory_for, pick_device, pick_dtype
     from dit_video.plan import decoding_tile
+    from dit_video.stages import Stages, explained_memory
 
     checkpoint = _open(kept.model)
     speaker.progress("load program", 1, 1)

@@ -13,7 +13,7 @@ from dvgen import clips, console, options
 from dvgen.sampling import Sampling, Text, video_option, what_it_takes, with_sampling
 
 if TYPE_CHECKING:
-    from dit_video.generate import Result
+    from dit_video.make import Result
 
 
 @with_sampling()
@@ -44,7 +44,8 @@ def edit(
 def _edit(path: Path, prompt: str, strength: float, sampling: Sampling, speaker: console.Speaker) -> "Result":
     import numpy as np
 
-    from dit_video.generate import Clip, generate
+    from dit_video.clip import Clip
+    from dit_video.make import make_clip
     from dit_video.unfinished import key_of
 
     checkpoint = sampling.open()
@@ -65,7 +66,7 @@ def _edit(path: Path, prompt: str, strength: float, sampling: Sampling, speaker:
     speaker.note(what_it_takes(plan, settings, device))
     arguments, place = [str(path.resolve()), prompt], (device, dtype)
     comment = sampling.comment("edit", arguments, checkpoint, settings, place, files=[path], strength=strength)
-    return generate(
+    return make_clip(
         sampling.stages(checkpoint, device, dtype, speaker, plan),
         Clip(prompt=prompts[0], negative=prompts[1], shape=shape, seed=sampling.seed),
         settings,

@@ -17,8 +17,8 @@ from dvgen.chosen import complete
 if TYPE_CHECKING:
     from numpy import ndarray
 
+    from dit_video.clip import Settings
     from dit_video.evaluate import Answer
-    from dit_video.generate import Settings
     from dit_video.models.wan.defaults import Defaults
 
 MAX_PROMPTS = 100_000
@@ -154,10 +154,10 @@ def _check(request: Request) -> None:
 def _answer(request: Request, speaker: console.Speaker) -> "tuple[list[Answer], list[ndarray]]":
     """The answers to all questions, and the frames of the first clips."""
     from dit_video import evaluate as evaluation
-    from dit_video.generate import Stages, explained_memory
     from dit_video.machine import memory_for, pick_device, pick_dtype
     from dit_video.models import open_checkpoint
     from dit_video.plan import check_memory
+    from dit_video.stages import Stages, explained_memory
 
     checkpoint, shape = open_checkpoint(request.model).with_loras(request.loras), request.shape
     if checkpoint.beside and not request.reconstruct and request.mode != "image":
@@ -203,7 +203,7 @@ def _answer(request: Request, speaker: console.Speaker) -> "tuple[list[Answer], 
 
 
 def _settings(defaults: "Defaults", overrides: dict[str, Any], mode: str) -> "Settings":
-    from dit_video.generate import Settings
+    from dit_video.clip import Settings
 
     if mode == "edit":
         overrides = {"strength": options.STRENGTH} | overrides

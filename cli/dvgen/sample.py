@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from dit_video.generate import Clip, Result, Settings, Stages
+    from dit_video.clip import Clip, Settings
+    from dit_video.make import Result
     from dit_video.models.wan.pipeline import WanCheckpoint
     from dit_video.models.wan.random import RandomCheckpoint
     from dit_video.plan import Plan
+    from dit_video.stages import Stages
     from dvgen.recipe import Recipe
 
 
@@ -167,7 +169,7 @@ class Prepared:
 
     def encoded(self, stages: "Stages") -> "Clip":
         """The clip with what is given of it. Raises DvgenError."""
-        from dit_video.generate import encode_given
+        from dit_video.make import encode_given
 
         if not self.given:
             return self.clip
@@ -186,7 +188,7 @@ def prepare(
     Raises:
         DvgenError: so it is.
     """
-    from dit_video.generate import Clip
+    from dit_video.clip import Clip
 
     sampling = request.sampling
     fps = request.fps or checkpoint.defaults.fps
@@ -228,7 +230,7 @@ def prepare(
 def _make(request: Request, speaker: console.Speaker) -> "Result":
     sampling = request.sampling
     speaker.progress("load program", 0, 1)
-    from dit_video.generate import generate
+    from dit_video.make import make_clip
     from dit_video.unfinished import key_of
 
     checkpoint = sampling.open()
@@ -245,7 +247,7 @@ def _make(request: Request, speaker: console.Speaker) -> "Result":
     sampling.tell_seed(speaker)
     sampling.tell_size(checkpoint, shape, speaker)
     speaker.note(what_it_takes(plan, settings, device))
-    return generate(
+    return make_clip(
         sampling.stages(checkpoint, device, dtype, speaker, plan),
         ready.clip,
         settings,

@@ -18,11 +18,12 @@ from dvgen.recipe import Recipe, recipe_of
 if TYPE_CHECKING:
     import torch
 
-    from dit_video.generate import Settings, Stages
+    from dit_video.clip import Settings
     from dit_video.models.wan.pipeline import WanCheckpoint
     from dit_video.models.wan.random import RandomCheckpoint
     from dit_video.plan import Plan
     from dit_video.shapes import VideoShape
+    from dit_video.stages import Stages
     from dit_video.unfinished import Unfinished
 
 SLOW = 600.0  # seconds from which on a video's time is worth a warning
@@ -123,7 +124,7 @@ class Sampling:
 
     def settings(self, checkpoint: "WanCheckpoint | RandomCheckpoint", *, strength: float = 1.0) -> "Settings":
         """How to denoise: what was asked for, and the checkpoint's defaults for the rest. Raises UsageError."""
-        from dit_video.generate import Settings
+        from dit_video.clip import Settings
 
         defaults = self.defaults(checkpoint)
         guidance = self.guidance or defaults.guidance
@@ -253,7 +254,7 @@ class Sampling:
         keep: bool = False,
     ) -> "Stages":
         """The checkpoint's stages, to be loaded as the plan says."""
-        from dit_video.generate import Stages
+        from dit_video.stages import Stages
         from dit_video.text.cache import made_by, users_cache
 
         files = checkpoint.text_files

@@ -12,17 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dit_video.clip import Clip, Settings
 from dit_video.decode import decode_frames
+from dit_video.denoise import sample_latents
 from dit_video.errors import CheckpointError
 from dit_video.flow.levels import NUM_TRAIN_TIMESTEPS
 from dit_video.flow.loss import add_noise, flow_loss, sample_sigmas
-from dit_video.generate import Clip, Settings, Stages, sample_latents
 from dit_video.models.wan.dit import DiTConfig, WanDiT
 from dit_video.models.wan.pipeline import WanCheckpoint
 from dit_video.models.wan.vae import WanVAE
 from dit_video.nn import fusion
 from dit_video.scenes.captions import words
 from dit_video.shapes import Grid, VideoShape
+from dit_video.stages import Stages
 from dit_video.text.encoders import load_tokenizer
 from dit_video.text.vocabulary import build_umt5, build_word_tokenizer, embed_batch
 from dit_video.train import distributed

@@ -18,7 +18,7 @@ from dvgen.main import app
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
-from dit_video import generate
+from dit_video import denoise, stages
 from dit_video.errors import UsageError
 from dit_video.video.io import probe, read_frames
 
@@ -97,20 +97,20 @@ def test_each_job_is_as_if_it_were_alone():
 
 def test_small_jobs_share_passes_and_each_text_is_read_once(monkeypatch: pytest.MonkeyPatch):
     packs: list[int] = []
-    real = generate.sample_latents
+    real = denoise.sample_latents
     monkeypatch.setattr(
-        generate,
+        denoise,
         "sample_latents",
         lambda stages, clips, settings: packs.append(len(clips)) or real(stages, clips, settings),
     )
     loads: list[str] = []
-    stage = generate.Stages._stage
+    stage = stages.Stages._stage
 
     def loading(self: Any, name: str, load: Any) -> Any:
         loads.extend([name] * (name not in self._loaded))
         return stage(self, name, load)
 
-    monkeypatch.setattr(generate.Stages, "_stage", loading)
+    monkeypatch.setattr(stages.Stages, "_stage", loading)
     made(write("jobs.txt", *["a", "b", "a", "c"]), *TINY)
     assert packs == [4] and sorted(loads) == ["autoencoder", "text encoder", "transformer"]
 
@@ -157,14 +157,14 @@ def test_with_keep_going_the_others_are_made():
 def test_one_job_of_a_pack_that_fails_does_not_take_the_others_with_it(monkeypatch: pytest.MonkeyPatch):
     from dit_video.errors import DvgenError
 
-    real = generate.sample_latents
+    real = denoise.sample_latents
 
     def failing(stages: Any, clips: Any, settings: Any) -> Any:
         if any(clip.prompt == "bad" for clip in clips):
             raise DvgenError("the weights are damaged.")
         return real(stages, clips, settings)
 
-    monkeypatch.setattr(generate, "sample_latents", failing)
+    monkeypatch.setattr(denoise, "sample_latents", failing)
     found = made(write("jobs.txt", "a", "bad", "c"), *TINY, "--keep-going", code=3)
     assert {each["prompt"]: each["status"] for each in found} == {"a": "done", "bad": "failed", "c": "done"}
     Path("elsewhere").mkdir()

@@ -12,7 +12,7 @@ from dvgen.main import app
 from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
-from dit_video import decode, generate
+from dit_video import decode, denoise, stages
 from dit_video.models.wan.vae import WanVAE
 from dit_video.shapes import MIN_TILE
 from dit_video.unfinished import SECONDS
@@ -131,10 +131,8 @@ def test_a_disk_that_is_full_leaves_what_is_done_and_the_command_finishes_it(mon
     (state,) = Path().iterdir()
     assert state.name.endswith(".state")
     loaded: list[str] = []
-    real = generate.Stages._stage
-    monkeypatch.setattr(
-        generate.Stages, "_stage", lambda self, name, load: loaded.append(name) or real(self, name, load)
-    )
+    real = stages.Stages._stage
+    monkeypatch.setattr(stages.Stages, "_stage", lambda self, name, load: loaded.append(name) or real(self, name, load))
     run(*LINE, "-o", "a.mp4")
     assert set(loaded) == {"autoencoder"} and [path.name for path in Path().iterdir()] == ["a.mp4"]
 
@@ -153,12 +151,12 @@ def test_a_video_of_nothing_is_a_warning_and_an_error_where_it_must_be(
 
 def test_undefined_numbers_name_the_step(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(SECONDS, "0")
-    real = generate._Denoiser.__call__
+    real = denoise._Denoiser.__call__
 
     def broken(self: Any, x: torch.Tensor, sigma: float, timestep: float) -> torch.Tensor:
         return real(self, x, sigma, timestep) * (torch.nan if sigma < 0.9 else 1)
 
-    monkeypatch.setattr(generate._Denoiser, "__call__", broken)
+    monkeypatch.setattr(denoise._Denoiser, "__call__", broken)
     said = run(*LINE, "-o", "a.mp4", code=1).stderr
     assert "step 2 of 2 gave infinite or undefined numbers: the weights are damaged." in said
     assert "goes on from there" not in said

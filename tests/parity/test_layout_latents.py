@@ -17,9 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dit_video.checkpoints.places import Named
-from dit_video.generate import Clip, Settings, Stages, sample_latents
+from dit_video.clip import Clip, Settings
+from dit_video.denoise import sample_latents
 from dit_video.models import open_checkpoint
 from dit_video.shapes import VideoShape
+from dit_video.stages import Stages
 from tests.parity.test_text_forms import llama_name, release_name
 from tests.unit.test_convert import with_sentencepiece
 from tests.unit.test_stored import write_gguf

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from dit_video.checkpoints.lora import FILE, read_lora, save_lora
-from dit_video.generate import Clip, Settings, Stages, sample_latents
+from dit_video.clip import Clip, Settings
+from dit_video.denoise import sample_latents
 from dit_video.models import open_checkpoint
 from dit_video.models.wan.layouts import DIFFUSERS
 from dit_video.shapes import VideoShape
+from dit_video.stages import Stages
 from dit_video.train import dit
 from dit_video.train.config import DiTTrainConfig, LoopConfig, OptimConfig, PhaseConfig
 from tests.parity.test_wan_dit import difference, padded

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from dit_video.checkpoints.files import save_tensors
 from dit_video.checkpoints.lora import read_lora
-from dit_video.generate import Clip, Settings, Stages, sample_latents
+from dit_video.clip import Clip, Settings
+from dit_video.denoise import sample_latents
 from dit_video.models import open_checkpoint
 from dit_video.models.wan.defaults import PRESETS
 from dit_video.models.wan.layouts import DIFFUSERS
 from dit_video.shapes import VideoShape
+from dit_video.stages import Stages
 from tests.parity.test_lora import CPU, PROMPT, SEED, outputs, pipeline
 from tests.parity.test_wan_dit import difference
 from tests.tiny import tiny_experts_folder, tiny_wan21_folder

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from dit_video.checkpoints.places import find_checkpoint
-from dit_video.generate import Clip, Settings, Stages, sample_latents
+from dit_video.clip import Clip, Settings
+from dit_video.denoise import sample_latents
 from dit_video.models import open_checkpoint
 from dit_video.shapes import MIN_TILE, VideoShape
+from dit_video.stages import Stages
 
 PROMPT = "a red ball moving right on a white background"
 BUDGET = 32_000_000

@@ -11,9 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from dit_video.generate import Clip, Settings, Stages, encode_given, sample_latents
+from dit_video.clip import Clip, Settings
+from dit_video.denoise import sample_latents
+from dit_video.make import encode_given
 from dit_video.models import open_checkpoint
 from dit_video.shapes import VideoShape
+from dit_video.stages import Stages
 from tests.tiny import tiny_i2v_experts_folder, tiny_i2v_folder
 
 PROMPT, NEGATIVE, SEED = "a red ball moving right on a white background", "blue", 7

@@ -10,11 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from dit_video.generate import Clip, Settings, Stages, sample_latents
+from dit_video.clip import Clip, Settings
+from dit_video.denoise import sample_latents
 from dit_video.known import encode_known
 from dit_video.models import open_checkpoint
 from dit_video.nn.pixels import to_video
 from dit_video.shapes import VideoShape
+from dit_video.stages import Stages
 from tests.tiny import tiny_ti2v_folder, tiny_wan21_folder
 
 PROMPT, NEGATIVE, SEED, GUIDANCE = "a red ball moving right on a white background", "blue", 7, 4.0

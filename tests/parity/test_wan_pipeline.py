@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from dit_video.clip import Clip, Settings
 from dit_video.decode import decode_frames
-from dit_video.generate import Clip, Settings, Stages, sample_latents
+from dit_video.denoise import sample_latents
 from dit_video.models import open_checkpoint
 from dit_video.shapes import VideoShape
+from dit_video.stages import Stages
 from tests.tiny import tiny_experts_folder, tiny_ti2v_folder, tiny_wan21_folder
 
 WRITERS = {"wan21": tiny_wan21_folder, "ti2v": tiny_ti2v_folder, "experts": tiny_experts_folder}

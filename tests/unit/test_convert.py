@@ -16,14 +16,16 @@ from torch import Tensor
 from dit_video.checkpoints import write
 from dit_video.checkpoints.files import read_headers
 from dit_video.checkpoints.stored import read_tensor
+from dit_video.clip import Clip, Settings
+from dit_video.denoise import sample_latents
 from dit_video.errors import CheckpointError
-from dit_video.generate import Clip, Settings, Stages, sample_latents
 from dit_video.models import open_checkpoint
 from dit_video.models.wan import convert as converting
 from dit_video.models.wan.convert import Conversion, convert
 from dit_video.models.wan.inferred import WAN_2_1_VAE
 from dit_video.models.wan.vae_layouts import WAN_2_2_VAE
 from dit_video.shapes import VideoShape
+from dit_video.stages import Stages
 from tests.tiny import tiny_experts_folder, tiny_i2v_folder, tiny_ti2v_folder, tiny_wan21_folder
 from tests.unit.test_stored import write_gguf
 from tests.unit.test_wan_release import (

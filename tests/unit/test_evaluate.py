@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_video import evaluate as evaluation
+from dit_video.clip import Clip, Settings
 from dit_video.evaluate import (
     Answer,
     Rate,
@@ -21,12 +22,12 @@ from dit_video.evaluate import (
     save_sheet,
     table,
 )
-from dit_video.generate import Clip, Settings, Stages
 from dit_video.nn.pixels import to_video
 from dit_video.scenes.detector import Detection, detect_objects
 from dit_video.scenes.render import render
 from dit_video.scenes.world import held_out
 from dit_video.shapes import Grid, VideoShape
+from dit_video.stages import Stages
 from dit_video.train.sheets import GRAY
 from dit_video.video.io import probe, read_frames
 

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from dit_video.clip import Settings
 from dit_video.evaluate import fixed_questions, rates
 from dit_video.evaluate_modes import MODES, NO_JUMP, Bench, _joined, answer_modes, jump
-from dit_video.generate import Settings, Stages
 from dit_video.models.wan.random import RandomCheckpoint
 from dit_video.scenes.detector import centres
 from dit_video.scenes.render import render
 from dit_video.shapes import VideoShape
+from dit_video.stages import Stages
 
 SHAPE = VideoShape(num_frames=24, height=144, width=256)
 QUESTIONS = fixed_questions(40, SHAPE, split="training")

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from dit_video.clip import Settings
 from dit_video.extend import Maker, Windows, connected, extended, head_frames
-from dit_video.generate import Settings, Stages
 from dit_video.models.wan.random import RandomCheckpoint
 from dit_video.shapes import Grid
+from dit_video.stages import Stages
 
 CPU = torch.device("cpu")
 WIDTH, HEIGHT = 50, 40

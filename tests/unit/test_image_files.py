@@ -17,11 +17,14 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from typer.testing import CliRunner, Result
 
 from dit_video.checkpoints.places import Named
+from dit_video.clip import Clip, Settings
+from dit_video.denoise import sample_latents
 from dit_video.errors import CheckpointError
-from dit_video.generate import Clip, Settings, Stages, encode_given, sample_latents
+from dit_video.make import encode_given
 from dit_video.models import contents, open_checkpoint
 from dit_video.models.wan.pipeline import WanCheckpoint
 from dit_video.shapes import VideoShape
+from dit_video.stages import Stages
 from dit_video.text.images import Preparation
 from tests.tiny import tiny_i2v_folder
 from tests.unit.test_convert import assert_equal, made, of_a_release, stored

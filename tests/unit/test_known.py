@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from dit_video.clip import Clip, Settings
+from dit_video.denoise import sample_latents
 from dit_video.flow.solvers import SOLVERS
-from dit_video.generate import Clip, Settings, Stages, sample_latents
 from dit_video.known import (
     STILL_GROUPS,
     Known,
@@ -23,6 +24,7 @@ from dit_video.known import (
 from dit_video.models.wan.random import RandomCheckpoint
 from dit_video.nn.pixels import pad_frames, to_video
 from dit_video.shapes import VideoShape
+from dit_video.stages import Stages
 
 CHECKPOINT = RandomCheckpoint()
 SHAPE = VideoShape(num_frames=13, height=40, width=50)

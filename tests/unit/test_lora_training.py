@@ -13,11 +13,13 @@ import torch
 
 from dit_video.checkpoints.headers import read_header
 from dit_video.checkpoints.lora import FILE, read_lora
+from dit_video.clip import Clip, Settings
+from dit_video.denoise import sample_latents
 from dit_video.errors import CheckpointError, DvgenError
-from dit_video.generate import Clip, Settings, Stages, sample_latents
 from dit_video.models.wan.pipeline import WanCheckpoint
 from dit_video.scenes.files import write_scenes
 from dit_video.shapes import VideoShape
+from dit_video.stages import Stages
 from dit_video.text.encoders import TextEncoder
 from dit_video.train import dit
 from dit_video.train.config import DiTArch, DiTTrainConfig, FilesConfig, LoopConfig, OptimConfig, PhaseConfig

@@ -14,13 +14,15 @@ from dit_video.checkpoints.parts import Keep, Part
 from dit_video.checkpoints.stored import Stored, describe
 from dit_video.checkpoints.stream import copied
 from dit_video.checkpoints.transfer import Held, Transfer
+from dit_video.clip import Clip, Settings
+from dit_video.denoise import sample_latents
 from dit_video.errors import CheckpointError
-from dit_video.generate import Clip, Settings, Stages, sample_latents
 from dit_video.models import open_checkpoint
 from dit_video.models.wan.layouts import DIFFUSERS
 from dit_video.models.wan.pipeline import WanCheckpoint
 from dit_video.nn.streaming import Slot, StreamedList, layers_with, spread
 from dit_video.shapes import VideoShape
+from dit_video.stages import Stages
 from tests.tiny import tiny_experts_folder, tiny_i2v_folder, tiny_wan21_folder
 from tests.unit.test_wan_release import narrow_heads, original_folder
 

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from dit_video.generate import Clip, Settings, Stages, sample_latents
+from dit_video.clip import Clip, Settings
+from dit_video.denoise import sample_latents
 from dit_video.models import open_checkpoint
 from dit_video.models.wan.pipeline import WanCheckpoint
 from dit_video.shapes import VideoShape
+from dit_video.stages import Stages
 from dit_video.text.cache import Embedded, EmbeddingCache, made_by, users_cache
 from tests.tiny import tiny_wan21_folder
 

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from dit_video.clip import Clip, Settings
+from dit_video.denoise import sample_latents
 from dit_video.errors import DvgenError, UsageError
-from dit_video.generate import Clip, Settings, Stages, sample_latents
 from dit_video.models import open_checkpoint
 from dit_video.scenes.files import write_scenes
 from dit_video.shapes import Grid, VideoShape
+from dit_video.stages import Stages
 from dit_video.train import dit
 from dit_video.train.config import DiTArch, DiTTrainConfig, FilesConfig, LoopConfig, OptimConfig, load_config
 from dit_video.train.dry_run import dry_run

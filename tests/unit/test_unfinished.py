@@ -11,10 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dit_video.generate import Clip, Settings, Stages, sample_latents
+from dit_video.clip import Clip, Settings
+from dit_video.denoise import sample_latents
 from dit_video.models import open_checkpoint
 from dit_video.models.wan.random import RandomCheckpoint
 from dit_video.shapes import VideoShape
+from dit_video.stages import Stages
 from dit_video.unfinished import Unfinished, find, key_of
 from tests.tiny import tiny_wan21_folder
 

@@ -16,13 +16,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dit_video import generate as module
+from dit_video import denoise as module
+from dit_video.clip import Clip, Settings
 from dit_video.decode import decode_frames
+from dit_video.denoise import sample_latents
 from dit_video.errors import DvgenError, UsageError
-from dit_video.generate import Clip, Result, Settings, Stages, generate, sample_latents
 from dit_video.machine import pick_device, pick_dtype
+from dit_video.make import Result, make_clip
 from dit_video.models.wan.random import RandomCheckpoint
 from dit_video.shapes import VideoShape
+from dit_video.stages import Stages
 
 CPU = torch.device("cpu")
 CLIPS = (
@@ -223,7 +226,7 @@ def test_generate_writes_video_and_latents(tmp_path: Path):
     clip, notes = CLIPS[1], []
     run = stages(note=notes.append)
     latents = tmp_path / "a.safetensors"
-    result = generate(run, clip, SETTINGS, tmp_path / "a.png", fps=8, save_latents=latents)
+    result = make_clip(run, clip, SETTINGS, tmp_path / "a.png", fps=8, save_latents=latents)
     assert (result.width, result.height, result.frames, result.seed) == (50, 33, 1, 2)
     assert result.tokens == np.prod(result.grid) and result.forwards == 6
     assert set(result.seconds) == {"load", "text", "denoise", "decode"}
@@ -238,7 +241,7 @@ def test_latents_survive_a_failed_decode(tmp_path: Path):
             raise DvgenError("no autoencoder")
 
     with pytest.raises(DvgenError, match="no autoencoder"):
-        generate(
+        make_clip(
             stages(Failing()), CLIPS[0], SETTINGS, tmp_path / "a.mp4", fps=8, save_latents=tmp_path / "a.safetensors"
         )
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
@@ -251,7 +254,7 @@ def test_too_little_memory_is_a_sentence(tmp_path: Path, error: Exception):
             raise error
 
     with pytest.raises(DvgenError, match="96x64, 5 frames: there is not enough memory"):
-        generate(stages(Full()), CLIPS[0], SETTINGS, tmp_path / "a.mp4", fps=8)
+        make_clip(stages(Full()), CLIPS[0], SETTINGS, tmp_path / "a.mp4", fps=8)
 
 
 def test_long_prompts_are_cut_with_a_note():
@@ -279,7 +282,7 @@ def test_a_result_has_the_unknown_words_of_its_own_prompts(tmp_path: Path, monke
     def made(prompt: str, guidance: float) -> Result:
         clip = Clip(prompt=prompt, negative="dog cat", shape=picture, seed=0)
         settings = Settings(steps=1, guidance=(guidance,))
-        return generate(run, clip, settings, tmp_path / "a.png", fps=8, overwrite=True)
+        return make_clip(run, clip, settings, tmp_path / "a.png", fps=8, overwrite=True)
 
     assert made("cat on a beach", 2.0).unknown_words == ["cat", "dog"]
     assert made("dog", 2.0).unknown_words == ["dog"]

@@ -1,0 +1,183 @@
+"""Denoising: clips as one pack of patches, from noise to latents.
+
+The patches of all clips go through the transformer together, each clip attending only to itself, so a clip comes out
+the same whatever else is in the pack. The solvers are elementwise, so the pack is one flat vector to them.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dit_video.clip import Clip, Settings, prompts_of
+from dit_video.errors import CheckpointError, UndefinedNumbers, UsageError
+from dit_video.flow.guidance import guided, needs_guidance
+from dit_video.flow.levels import NUM_TRAIN_TIMESTEPS, Levels, flow_levels
+from dit_video.flow.solvers import SOLVERS, State
+from dit_video.known import BESIDE
+from dit_video.plan import PACK_TOKENS
+from dit_video.prompts import encode_prompts
+from dit_video.stages import Checkpoint, Stages
+from dit_video.unfinished import Unfinished, keeping
+
+if TYPE_CHECKING:
+    from dit_video.models.wan.dit import ImageKeys, TextKeys, WanDiT
+
+    Keys = tuple[TextKeys, ImageKeys | None]  # of prompts, and of the clips' pictures
+
+
+@torch.no_grad()
+def sample_latents(
+    stages: Stages, clips: Sequence[Clip], settings: Settings, *, unfinished: Unfinished | None = None
+) -> list[Tensor]:
+    """The normalised latents of all clips, denoised as one pack: float32 (C, T, H, W) each, on the padded grid.
+
+    A seed means the same noise on every device, in every pack, and in diffusers, also that which a stochastic solver
+    adds on the way.
+
+    Args:
+        unfinished: where the state of denoising is kept meanwhile; what is there is gone on with.
+
+    Raises:
+        DvgenError: the latents are not finite, or the model animates pictures and there is none.
+    """
+    if stages.checkpoint.beside and any(clip.known is None or clip.known.channels is None for clip in clips):
+        raise UsageError(f"this model {BESIDE[stages.checkpoint.known_frames]}.")
+    levels = flow_levels(settings.steps, shift=settings.shift, convention=settings.sigmas, solver=settings.solver)
+    first = settings.first_step
+    levels = Levels(levels.sigmas[first:], levels.timesteps[first:])
+    sigma, total = float(levels.sigmas[0]), len(levels.timesteps)
+    noise = _Noise(stages.checkpoint, clips)
+    x = _flat([_begin(eps, clip.start, sigma) for eps, clip in zip(noise.draw(), clips, strict=True)]).to(stages.device)
+    begin = (unfinished and unfinished.read(stages.device)) or State(0, x)
+    prompts = list(dict.fromkeys(text for clip in clips for text in prompts_of(clip, settings)))
+    embeds = encode_prompts(stages, prompts) if begin.step < total else []
+    denoiser = _Denoiser(stages, clips, settings, prompts, embeds)
+    if begin.step == total:
+        return denoiser.with_known(denoiser.unpack(begin.x))
+
+    def on_step(state: State, total: int, denoised: Tensor) -> None:
+        nonlocal unfinished
+        if not bool(torch.isfinite(state.x).all()):
+            raise UndefinedNumbers(
+                f"step {state.step} of {total} gave infinite or undefined numbers: {_likely(stages.dtype)}."
+            )
+        stages.progress("steps", state.step, total)
+        try:
+            if unfinished:
+                unfinished.step(state, total)
+        except CheckpointError as error:  # no reason to lose the video as well
+            stages.warn(f"the state of denoising cannot be kept: {error}")
+            unfinished = None
+
+    denoiser.expert(float(levels.timesteps[begin.step]))  # loads it, before the steps are timed
+    stages.progress("steps", begin.step, total)
+    with stages.timed("denoise"), keeping(unfinished, stages.warn):
+        x = SOLVERS[settings.solver](
+            denoiser, begin, levels, draw=lambda: _flat(noise.draw()).to(stages.device), on_step=on_step
+        )
+    return denoiser.with_known(denoiser.unpack(x))
+
+
+def _likely(dtype: torch.dtype) -> str:
+    return "float16 overflowed; use --dtype bfloat16" if dtype == torch.float16 else "the weights are damaged"
+
+
+def _begin(noise: Tensor, start: Tensor | None, sigma: float) -> Tensor:
+    """What denoising begins with at level `sigma`: noise (C, T, H, W), or a start with noise on it."""
+    return noise if start is None else torch.lerp(start, noise, sigma)
+
+
+def _latent_size(checkpoint: Checkpoint, clip: Clip) -> tuple[int, int, int, int]:
+    shape = checkpoint.grid.latent(clip.shape)
+    return checkpoint.latent_channels, shape.frames, shape.height, shape.width
+
+
+class _Noise:
+    """The noise of a pack, each clip's out of a generator of its own on the CPU, in float32."""
+
+    def __init__(self, checkpoint: Checkpoint, clips: Sequence[Clip]) -> None:
+        self.sizes = [_latent_size(checkpoint, clip) for clip in clips]
+        self.generators = [torch.Generator("cpu").manual_seed(clip.seed) for clip in clips]
+
+    def draw(self) -> list[Tensor]:
+        """The next numbers of every clip: (C, T, H, W) each."""
+        return [torch.randn(size, generator=g) for size, g in zip(self.sizes, self.generators, strict=True)]
+
+
+class _Denoiser:
+    """denoise(x, sigma, timestep) of a pack, x and the result flat: its clips' (C, T, H, W) one after the other."""
+
+    def __init__(
+        self, stages: Stages, clips: Sequence[Clip], settings: Settings, prompts: list[str], embeds: list[Tensor]
+    ) -> None:
+        self.stages, self.settings, self.embeds = stages, settings, embeds
+        self.sizes = [_latent_size(stages.checkpoint, clip) for clip in clips]
+        self.cond = [prompts.index(clip.prompt) for clip in clips]
+        self.uncond = [prompts.index(clip.negative) for clip in clips if clip.negative in prompts]
+        grid = stages.checkpoint.grid
+        tokens = sum(math.prod(grid.tokens(grid.latent(clip.shape))) for clip in clips)
+        self.together = 2 * tokens <= PACK_TOKENS
+        self.keys: dict[str, Keys] = {}
+        self.known = [clip.known and clip.known.to(stages.device) for clip in clips]
+
+    def expert(self, timestep: float) -> "tuple[WanDiT, Keys, float]":
+        """The transformer for a timestep, its keys of the prompts and of the clips' pictures, its guidance scale."""
+        boundary = self.stages.checkpoint.boundary
+        low_noise = boundary is not None and timestep < boundary * NUM_TRAIN_TIMESTEPS
+        which = "transformer_2" if low_noise else "transformer"
+        dit = self.stages.dit(which)
+        if which not in self.keys:
+            images = [known.images for known in self.known if known is not None and known.images is not None]
+            self.keys = {which: (dit.encode_text(self.embeds), dit.encode_images(images) if images else None)}
+        return dit, self.keys[which], self.settings.guidance[-1 if low_noise else 0]
+
+    def __call__(self, x: Tensor, sigma: float, timestep: float) -> Tensor:
+        dit, keys, scale = self.expert(timestep)
+        latents = [
+            clean if known is None or known.channels is None else torch.cat([clean, known.channels])
+            for clean, known in zip(self.with_known(self.unpack(x)), self.known, strict=True)
+        ]
+        times = [self._times(timestep, clip) for clip in range(len(self.sizes))]
+        if not needs_guidance(sigma, scale, self.settings.guidance_interval):
+            velocity = self._predict(dit, keys, latents, times, self.cond)
+        elif self.together:
+            cond, uncond = self._predict(dit, keys, latents * 2, times * 2, self.cond + self.uncond).chunk(2)
+            velocity = guided(cond, uncond, scale)
+        else:
+            cond, uncond = (self._predict(dit, keys, latents, times, prompts) for prompts in (self.cond, self.uncond))
+            velocity = guided(cond, uncond, scale)
+        return _flat(self.with_known(self.unpack(x - sigma * velocity)))
+
+    def _predict(
+        self, dit: "WanDiT", keys: "Keys", latents: list[Tensor], times: list[Tensor], prompts: list[int]
+    ) -> Tensor:
+        """The flat velocity of the pack, or of the pack twice over, with a prompt for each of its clips."""
+        text, images = keys
+        if images is None:
+            return _flat(dit(latents, times, text, prompts))
+        index = [clip % len(self.sizes) for clip in range(len(latents))]
+        return _flat(dit(latents, times, text, prompts, images=images, image_index=index))
+
+    def _times(self, timestep: float, clip: int) -> Tensor:
+        """The timestep of each latent frame of a clip: 0 of those that are known."""
+        times, known = torch.full((self.sizes[clip][1],), timestep), self.known[clip]
+        return times if known is None else times.masked_fill(known.frames.cpu(), 0.0)
+
+    def with_known(self, latents: Sequence[Tensor]) -> list[Tensor]:
+        """Latents (C, T, H, W) with what is known of each clip in its place."""
+        return [
+            x if known is None else torch.where(known.frames[None, :, None, None], known.latents, x)
+            for x, known in zip(latents, self.known, strict=True)
+        ]
+
+    def unpack(self, x: Tensor) -> list[Tensor]:
+        """The clips' latents (C, T, H, W), out of the flat pack."""
+        parts = x.split([math.prod(size) for size in self.sizes])
+        return [part.view(size) for part, size in zip(parts, self.sizes, strict=True)]
+
+
+def _flat(latents: Sequence[Tensor]) -> Tensor:
+    return torch.cat([x.flatten() for x in latents])

@@ -1,0 +1,178 @@
+"""The stages of a checkpoint, each loaded when it is needed and freed before the next."""
+
+import gc
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from dit_video.checkpoints.parts import Keep
+from dit_video.errors import DvgenError
+from dit_video.machine import is_out_of_memory
+from dit_video.shapes import Grid, VideoShape
+from dit_video.text.cache import EmbeddingCache
+
+if TYPE_CHECKING:
+    from dit_video.models.wan.dit import WanDiT
+    from dit_video.models.wan.vae import WanVAE
+    from dit_video.text.encoders import TextEncoder
+    from dit_video.text.images import ImageEncoder
+
+Progress = Callable[[str, int, int], None]  # (stage, parts done, parts in all); called with 0 done when a stage begins
+Note = Callable[[str], None]  # one sentence that the user should see
+Reading = tuple[list[str], bool]  # of a prompt: the words that the model never learnt, and whether its end is not read
+
+
+class Checkpoint(Protocol):
+    """A model that can be sampled: its arithmetic, and its stages to load.
+
+    boundary: the noise level from which up the first of two experts denoises; None when there is one transformer.
+    identity, known_frames, beside, sees_images: see `DescribedModel`.
+    """
+
+    @property
+    def grid(self) -> Grid: ...
+
+    @property
+    def latent_channels(self) -> int: ...
+
+    @property
+    def boundary(self) -> float | None: ...
+
+    @property
+    def identity(self) -> str: ...
+
+    @property
+    def known_frames(self) -> str: ...
+
+    @property
+    def beside(self) -> bool: ...
+
+    @property
+    def sees_images(self) -> bool: ...
+
+    def load_images(self, *, dtype: torch.dtype, device: torch.device) -> "ImageEncoder": ...
+
+    def load_text(self, *, dtype: torch.dtype, device: torch.device) -> "TextEncoder": ...
+
+    def load_dit(self, which: str = "transformer", *, dtype: torch.dtype, device: torch.device) -> "WanDiT": ...
+
+    def load_vae(self, *, dtype: torch.dtype, device: torch.device) -> "WanVAE": ...
+
+
+def _silent(*_: object) -> None:
+    pass
+
+
+class Stages:
+    """The stages of a checkpoint, loaded when first used: one in memory at a time, or all kept for many packs.
+
+    seconds: time spent so far on "load", "text", "encode", "denoise" and "decode". forwards: clips put through the
+    transformer so far, counted by the transformer itself. readings, embeds: of the prompts so far, each read once.
+    keep_layers: of the parts whose layers are streamed, what stays in memory, see `Plan`. cache: of what the text
+    encoder made of prompts. note and warn: where sentences go that may, and that should not, be left out when little
+    is to be said.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        keep: bool = False,
+        keep_layers: Mapping[str, Keep] | None = None,
+        cache: EmbeddingCache | None = None,
+        progress: Progress = _silent,
+        note: Note = _silent,
+        warn: Note = _silent,
+    ) -> None:
+        self.checkpoint, self.dtype, self.device, self.keep = checkpoint, dtype, device, keep
+        self.keep_layers, self.cache = dict(keep_layers or {}), cache
+        self.progress, self.note, self.warn = progress, note, warn
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.readings: dict[str, Reading] = {}
+        self.embeds: dict[str, Tensor] = {}
+        self._loaded: dict[str, Any] = {}
+        self._passes_of_freed = 0
+
+    @property
+    def text(self) -> "TextEncoder":
+        """The text encoder."""
+        return self._stage("text encoder", partial(self.checkpoint.load_text, **self._streamed("text_encoder")))
+
+    @property
+    def images(self) -> "ImageEncoder":
+        """The image encoder."""
+        return self._stage("image encoder", self.checkpoint.load_images)
+
+    @property
+    def vae(self) -> "WanVAE":
+        """The autoencoder."""
+        return self._stage("autoencoder", self.checkpoint.load_vae)
+
+    def dit(self, which: str = "transformer") -> "WanDiT":
+        """The transformer, or "transformer_2", the low-noise expert."""
+        return self._stage(which, partial(self.checkpoint.load_dit, which, **self._streamed(which)))
+
+    def _streamed(self, part: str) -> dict[str, Any]:
+        """What a stage is loaded with beside its place; only checkpoints of files know of it."""
+        return {"keep": self.keep_layers[part]} if part in self.keep_layers else {}
+
+    def _stage(self, name: str, load: Callable[..., Any]) -> Any:
+        if name not in self._loaded:
+            if not self.keep:
+                self.free()
+            self.progress(f"load {name}", 0, 1)
+            with self.timed("load"):
+                self._loaded[name] = load(dtype=self.dtype, device=self.device)
+            self.progress(f"load {name}", 1, 1)
+        return self._loaded[name]
+
+    @property
+    def forwards(self) -> int:
+        """Clips put through the transformer so far."""
+        return self._passes_of_freed + sum(
+            stage.passes for name, stage in self._loaded.items() if name.startswith("transformer")
+        )
+
+    def free(self) -> None:
+        """Drop every loaded stage from memory."""
+        if not self._loaded:
+            return
+        self._passes_of_freed = self.forwards
+        self._loaded.clear()
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @contextmanager
+    def timed(self, activity: str) -> Iterator[None]:
+        """Adds the time of its body, the device's work included, to `seconds[activity]`.
+
+        Loading that happens within counts as loading only.
+        """
+        started, loading = time.perf_counter(), self.seconds["load"]
+        try:
+            yield
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+        finally:
+            self.seconds[activity] += time.perf_counter() - started - (self.seconds["load"] - loading)
+
+
+@contextmanager
+def explained_memory(shape: VideoShape) -> Iterator[None]:
+    """Turns "out of memory", which torch says in several ways, into a sentence. Raises DvgenError."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        advice = "ask for a smaller --size or fewer --frames, or use --dtype bfloat16"
+        raise DvgenError(f"{shape}: there is not enough memory for it; {advice}.") from error
