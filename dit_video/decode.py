@@ -73,11 +73,13 @@ def write_decoded(
     tile: int | None = None,
     strict: bool = False,
     comment: str = "",
+    show: Callable[[int, np.ndarray], None] | None = None,
 ) -> WrittenVideo:
     """Decodes latents (C, T, H, W) into a file; where memory runs out it begins again in tiles.
 
     tile: see `decode_frames`. strict: a video that is black, or in which nothing moves, is an error and not written,
-    instead of a warning. comment: see `write_video`.
+    instead of a warning. comment: see `write_video`. show: is given every frame (H, W, 3) with its number; those of a
+    decoding that began again once more.
 
     Raises:
         DvgenError: the file cannot be written, decoding gave undefined numbers, or see `strict`.
@@ -90,6 +92,7 @@ def write_decoded(
             with stages.timed("decode"):
                 frames = decode_frames(vae, latents, shape, tile=size)
                 watched = _watched(_counted(frames, stages.progress, shape.num_frames), path, stages.warn, strict)
+                watched = watched if show is None else _shown(watched, show)
                 written = write_video(path, watched, fps=fps, overwrite=overwrite, comment=comment)
             break
         except (RuntimeError, MemoryError) as error:
@@ -108,6 +111,12 @@ def write_decoded(
 def _counted(frames: Iterator[np.ndarray], progress: "Progress", total: int) -> Iterator[np.ndarray]:
     for count, frame in enumerate(frames):
         progress("decode", count, total)  # the last one counts when the file is there: encoders run behind
+        yield frame
+
+
+def _shown(frames: Iterator[np.ndarray], show: Callable[[int, np.ndarray], None]) -> Iterator[np.ndarray]:
+    for number, frame in enumerate(frames):
+        show(number, frame)
         yield frame
 
 

@@ -5,7 +5,7 @@ the same whatever else is in the pack. The solvers are elementwise, so the pack 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,10 +27,17 @@ if TYPE_CHECKING:
 
     Keys = tuple[TextKeys, ImageKeys | None]  # of prompts, and of the clips' pictures
 
+OnDenoised = Callable[[int, int, Sequence[Tensor]], None]  # (steps done, steps in all, latents (C, T, H, W) of clips)
+
 
 @torch.no_grad()
 def sample_latents(
-    stages: Stages, clips: Sequence[Clip], settings: Settings, *, unfinished: Unfinished | None = None
+    stages: Stages,
+    clips: Sequence[Clip],
+    settings: Settings,
+    *,
+    unfinished: Unfinished | None = None,
+    watch: OnDenoised | None = None,
 ) -> list[Tensor]:
     """The normalised latents of all clips, denoised as one pack: float32 (C, T, H, W) each, on the padded grid.
 
@@ -39,6 +46,7 @@ def sample_latents(
 
     Args:
         unfinished: where the state of denoising is kept meanwhile; what is there is gone on with.
+        watch: is told after every step how the clips look by now: the latents that noise is taken to hide.
 
     Raises:
         DvgenError: the latents are not finite, or the model animates pictures and there is none.
@@ -65,6 +73,8 @@ def sample_latents(
                 f"step {state.step} of {total} gave infinite or undefined numbers: {_likely(stages.dtype)}."
             )
         stages.progress("steps", state.step, total)
+        if watch:
+            watch(state.step, total, denoiser.unpack(denoised))
         try:
             if unfinished:
                 unfinished.step(state, total)

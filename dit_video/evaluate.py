@@ -25,7 +25,7 @@ from dit_video.scenes.render import render
 from dit_video.scenes.world import MIN_MOVING_FRAMES, Scene, SceneObject, sample_scene
 from dit_video.shapes import VideoShape
 from dit_video.stages import Progress, Stages
-from dit_video.train import sheets
+from dit_video.video import sheet
 
 SPLITS = {"held-out": 2024, "training": 2025}  # and the roots of their questions' random numbers
 FIELDS = ("background", "colour", "shape", "motion", "all")
@@ -278,11 +278,11 @@ def _one_or_list(things: list[dict[str, Any]]) -> Any:
 def save_sheet(path: Path, answers: Sequence[Answer], strips: Sequence[np.ndarray], *, overwrite: bool) -> None:
     """A PNG of the clips' frames in the order of the questions, framed green when everything is right, else red."""
     tiles = [
-        _framed(sheets.contact_sheet([frames], gap=0), RIGHT if answer.right["all"] else WRONG)
+        _framed(sheet.contact_sheet([frames], gap=0), RIGHT if answer.right["all"] else WRONG)
         for answer, frames in zip(answers, strips, strict=False)
     ]
     rows = [tiles[i : i + SHEET_COLUMNS] for i in range(0, len(tiles), SHEET_COLUMNS)]
-    sheets.save_sheet(path, rows, gap=0, overwrite=overwrite)
+    sheet.save_sheet(path, rows, gap=0, overwrite=overwrite)
 
 
 def _framed(picture: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:

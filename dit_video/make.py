@@ -1,7 +1,7 @@
 """From a clip to a video file: what is given of it is encoded, it is denoised, decoded and written."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import torch
 
 from dit_video.clip import Clip, Settings, prompts_of
 from dit_video.decode import save_latents_of, write_decoded
-from dit_video.denoise import sample_latents
+from dit_video.denoise import OnDenoised, sample_latents
 from dit_video.known import Known, check_beside, encode_beside, encode_frames, encode_known
 from dit_video.machine import peak_memory
 from dit_video.nn.pixels import pad_frames
@@ -62,6 +62,8 @@ def make_clip(
     unfinished: Unfinished | None = None,
     strict: bool = False,
     comment: str = "",
+    watch: OnDenoised | None = None,
+    show: Callable[[int, np.ndarray], None] | None = None,
 ) -> Result:
     """Makes one video file; with `save_latents` also a file of its latents, which is there before decoding begins.
 
@@ -71,7 +73,8 @@ def make_clip(
         model: what the latents say of the model that made them.
         tile: see `decode_frames`.
         unfinished: see `sample_latents`; gone when the file is there.
-        strict, comment: see `write_decoded`.
+        strict, comment, show: see `write_decoded`.
+        watch: see `sample_latents`.
 
     Raises:
         DvgenError: a stage that cannot be loaded, too little memory, latents that are not finite, or a file that cannot
@@ -79,7 +82,7 @@ def make_clip(
     """
     with explained_memory(clip.shape):
         clip = _with_frames(stages, clip, given, seen, start)
-        latents = sample_latents(stages, [clip], settings, unfinished=unfinished)[0]
+        latents = sample_latents(stages, [clip], settings, unfinished=unfinished, watch=watch)[0]
         if save_latents:
             about = {"prompt": clip.prompt, "negative": clip.negative, "seed": str(clip.seed), "model": model}
             save_latents_of(latents, save_latents, clip.shape, fps=fps, about=about)
@@ -94,6 +97,7 @@ def make_clip(
                 tile=tile,
                 strict=strict,
                 comment=comment,
+                show=show,
             )
     if unfinished:
         unfinished.remove()

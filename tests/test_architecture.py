@@ -9,10 +9,23 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    ("errors", "shapes", "atomic"),
+    ("errors", "shapes", "atomic", "cache"),
     ("nn", "flow", "checkpoints", "text", "video", "scenes"),
     ("models",),
-    ("machine", "plan", "known", "clip", "unfinished", "stages", "prompts", "denoise", "decode", "make", "extend"),
+    (
+        "machine",
+        "plan",
+        "known",
+        "clip",
+        "unfinished",
+        "stages",
+        "prompts",
+        "denoise",
+        "decode",
+        "preview",
+        "make",
+        "extend",
+    ),
     ("train", "evaluate", "evaluate_modes"),
     ("dvgen",),
 )

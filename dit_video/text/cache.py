@@ -7,14 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
 import torch
 from torch import Tensor
 
 from dit_video import atomic
+from dit_video.cache import users_folder
 from dit_video.checkpoints.files import fingerprint
 
-FOLDER = "DVGEN_CACHE"  # the environment's name of the folder; empty: nothing is kept
 MAX_BYTES = 2**30
 
 
@@ -77,12 +76,9 @@ def made_by(files: Iterable[Path], dtype: torch.dtype, device: torch.device) -> 
 
 
 def users_cache(made_by: str) -> EmbeddingCache | None:
-    """The cache of whoever runs this: in the system's folder for such things, or where `FOLDER` says; or None."""
-    folder = os.environ.get(FOLDER)
-    if folder == "":
-        return None
-    place = Path(folder) if folder else platformdirs.user_cache_path("dvgen", appauthor=False)
-    return EmbeddingCache(place / "text", made_by, max_bytes=MAX_BYTES)
+    """The cache of whoever runs this, if one is to be kept, see `users_folder`."""
+    folder = users_folder("text")
+    return None if folder is None else EmbeddingCache(folder, made_by, max_bytes=MAX_BYTES)
 
 
 def _shrink(folder: Path, most: int) -> None:

@@ -33,8 +33,8 @@ from dit_video.train.linear_code import LinearCode, fit_linear_code, load_linear
 from dit_video.train.loop import Reporter, Run, StepResult, begin, check_device, fit
 from dit_video.train.optim import EMA, build_optimizers
 from dit_video.train.seeding import numpy_generator, torch_generator
-from dit_video.train.sheets import save_sheet
 from dit_video.train.vae_init import initialise
+from dit_video.video.sheet import save_sheet
 
 AUTOENCODER = "autoencoder.safetensors"
 STATISTICS_CLIPS = 256

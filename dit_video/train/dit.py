@@ -39,8 +39,8 @@ from dit_video.train.loop import Reporter, Run, StepResult, begin, check_device,
 from dit_video.train.lora import FOLDER, Adapted, Lora, build_lora, check_kind
 from dit_video.train.optim import EMA, build_optimizers
 from dit_video.train.seeding import numpy_generator, torch_generator
-from dit_video.train.sheets import save_sheet
 from dit_video.train.tokens import kept_tokens, loss_weights, with_known_frames
+from dit_video.video.sheet import save_sheet
 
 SHEET_PROMPTS = (
     "a red ball moving right on a white background",

@@ -10,7 +10,7 @@ from dvgen.main import app
 from typer.testing import CliRunner, Result
 
 from dit_video.train import autoencoder, dit
-from dit_video.train.sheets import save_sheet
+from dit_video.video.sheet import save_sheet
 from dit_video.video.io import probe
 
 LOOP = "[loop]\nsteps = {steps}\nwarmup = 1\nlog_every = 2\nthreads = 1\nema = 0.5\ntensorboard = true\n"

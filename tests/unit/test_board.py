@@ -19,7 +19,7 @@ from dit_video.train.autoencoder import NoData
 from dit_video.train.config import LoopConfig
 from dit_video.train.loop import CURVES, Run, StepResult, fit
 from dit_video.train.optim import EMA, build_optimizers
-from dit_video.train.sheets import save_sheet
+from dit_video.video.sheet import save_sheet
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 

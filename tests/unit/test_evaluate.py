@@ -28,7 +28,7 @@ from dit_video.scenes.render import render
 from dit_video.scenes.world import held_out
 from dit_video.shapes import Grid, VideoShape
 from dit_video.stages import Stages
-from dit_video.train.sheets import GRAY
+from dit_video.video.sheet import GRAY
 from dit_video.video.io import probe, read_frames
 
 SHAPE = VideoShape(num_frames=9, height=64, width=80)
