@@ -10,8 +10,8 @@ from dvgen.main import app
 from typer.testing import CliRunner, Result
 
 from dit_video.train import autoencoder, dit
-from dit_video.video.sheet import save_sheet
 from dit_video.video.io import probe
+from dit_video.video.sheet import save_sheet
 
 LOOP = "[loop]\nsteps = {steps}\nwarmup = 1\nlog_every = 2\nthreads = 1\nema = 0.5\ntensorboard = true\n"
 FILES = '[files]\nfolders = ["{folder}"]\nvalidation = 0.3\nmax_frames = 9\n'

@@ -28,8 +28,8 @@ from dit_video.scenes.render import render
 from dit_video.scenes.world import held_out
 from dit_video.shapes import Grid, VideoShape
 from dit_video.stages import Stages
-from dit_video.video.sheet import GRAY
 from dit_video.video.io import probe, read_frames
+from dit_video.video.sheet import GRAY
 
 SHAPE = VideoShape(num_frames=9, height=64, width=80)
 QUESTIONS = fixed_questions(12, SHAPE, first_seed=100)
