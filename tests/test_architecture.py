@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    ("errors", "shapes", "atomic", "cache"),
+    ("errors", "shapes", "atomic", "cache", "limits"),
     ("nn", "flow", "checkpoints", "text", "video", "scenes"),
     ("models",),
     (

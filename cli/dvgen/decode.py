@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dit_video import limits
 from dit_video.checkpoints.headers import read_header, read_metadata
 from dit_video.checkpoints.places import find_checkpoint
 from dit_video.errors import CheckpointError, UsageError
@@ -62,8 +63,8 @@ def decode(
     kept = _read(latents, model)
     output = output or latents.with_suffix(".png" if kept.shape.num_frames == 1 else ".mp4")
     check_video(output, kept.shape.num_frames, fps=kept.fps, overwrite=overwrite, option="--output")
-    options.choice("--dtype", dtype, options.DTYPES)
-    options.choice("--device", device, options.DEVICES)
+    options.choice("--dtype", dtype, limits.DTYPES)
+    options.choice("--device", device, limits.DEVICES)
     limit = options.given(memory, options.memory)
     if kept.model != chosen.RANDOM:
         find_checkpoint(kept.model)

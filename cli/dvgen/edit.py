@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dit_video import limits
 from dit_video.errors import UsageError
 from dit_video.shapes import VideoShape
 from dvgen import clips, console, options
@@ -23,7 +24,7 @@ def edit(
     *,
     strength: Annotated[
         Text,
-        video_option("--strength", "0..1", f"How much may change: 0 nothing, 1 all; {options.STRENGTH:g} without."),
+        video_option("--strength", "0..1", f"How much may change: 0 nothing, 1 all; {limits.STRENGTH:g} without."),
     ] = None,
     sampling: Sampling,
 ) -> None:
@@ -31,7 +32,7 @@ def edit(
 
     The clip is covered by as much noise as the strength says, and the noise removed with the prompt in view.
     """
-    amount = options.STRENGTH if strength is None else options.strength(strength)
+    amount = limits.STRENGTH if strength is None else options.strength(strength)
     clips.check_there(clip, "CLIP")
     prompt = options.prompt(prompt)
     sampling.check_model()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from dit_video import limits
 from dit_video.atomic import replacing
 from dit_video.checkpoints.lora import Lora
 from dit_video.checkpoints.places import find_checkpoint
@@ -66,7 +67,7 @@ def evaluate(
     strength: Annotated[Text, _option("--strength", "0..1", "How much an edit may change.")] = None,
     seed: Annotated[str, _option("--seed", "N", "Of the first clip; the others count up.")] = "0",
     steps: Annotated[Text, _option("--steps", "N", "This and the next three: the checkpoint's own without.")] = None,
-    solver: Annotated[Text, _option("--solver", "NAME", f"{', '.join(options.SOLVERS)}.")] = None,
+    solver: Annotated[Text, _option("--solver", "NAME", f"{', '.join(limits.SOLVERS)}.")] = None,
     shift: Annotated[Text, _option("--shift", "F", "Above 1: more of the steps at high noise.")] = None,
     guidance: Annotated[Text, _option("--guidance", "F", "Guidance scale; 1 is none.")] = None,
     reconstruct: Annotated[bool, _option("--reconstruct", None, "The autoencoder alone, on the true scenes.")] = False,
@@ -103,11 +104,11 @@ def evaluate(
         mode=options.choice("--mode", mode, tuple(FRAMES)),
         objects=options.whole("--objects", objects, 1, MAX_OBJECTS),
         shape=VideoShape(num_frames=length, height=height, width=width),
-        first_seed=options.whole("--seed", seed, 0, options.MAX_SEED - MAX_PROMPTS),
+        first_seed=options.whole("--seed", seed, 0, limits.MAX_SEED - MAX_PROMPTS),
         overrides={name: value for name, value in wanted.items() if value is not None},
         reconstruct=reconstruct,
-        dtype=options.choice("--dtype", dtype, options.DTYPES),
-        device=options.choice("--device", device, options.DEVICES),
+        dtype=options.choice("--dtype", dtype, limits.DTYPES),
+        device=options.choice("--device", device, limits.DEVICES),
     )
     _check(request)
     for option, path, suffix in (("--json", as_json, ".json"), ("--sheet", sheet, ".png")):
@@ -206,7 +207,7 @@ def _settings(defaults: "Defaults", overrides: dict[str, Any], mode: str) -> "Se
     from dit_video.clip import Settings
 
     if mode == "edit":
-        overrides = {"strength": options.STRENGTH} | overrides
+        overrides = {"strength": limits.STRENGTH} | overrides
 
     values = {name: getattr(defaults, name) for name in ("steps", "solver", "sigmas", "shift", "guidance")}
     return Settings(**values | overrides)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dit_video import limits
 from dit_video.errors import UsageError
 from dit_video.shapes import VideoShape
 from dvgen import clips, console, options, pictures
@@ -51,7 +52,7 @@ def extend(
     clip's.
     """
     new = {
-        option: options.whole(f"--{option}", text, 1, options.MAX_FRAMES)
+        option: options.whole(f"--{option}", text, 1, limits.MAX_FRAMES)
         for option, text in (("forward", forward), ("backward", backward), ("loop", loop))
         if text is not None
     }
@@ -110,7 +111,7 @@ def connect(
     if frames is None:
         raise UsageError("--frames is missing: how many new frames should lead from A to B?")
     count = options.frames(frames)
-    rule = None if fit is None else options.choice("--fit", fit, pictures.FITS)
+    rule = None if fit is None else options.choice("--fit", fit, limits.FITS)
     for path, name in ((first, "A"), (second, "B")):
         clips.check_there(path, name)
     prompt = options.prompt(prompt)

@@ -7,6 +7,7 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
+from dit_video import limits
 from dit_video.checkpoints.places import Named
 from dit_video.errors import UsageError
 from dit_video.models.wan.defaults import PRESETS, RELEASES, TINY_DEFAULTS, Defaults
@@ -316,7 +317,7 @@ def _options(
         ),
     ] = None,
     steps: Annotated[Text, _sampling("--steps", "N", "Denoising steps.")] = None,
-    solver: Annotated[Text, _sampling("--solver", "NAME", f"{', '.join(options.SOLVERS)}.")] = None,
+    solver: Annotated[Text, _sampling("--solver", "NAME", f"{', '.join(limits.SOLVERS)}.")] = None,
     sigmas: Annotated[Text, _sampling("--sigmas", "NAME", "Noise levels of the release, or of diffusers.")] = None,
     shift: Annotated[Text, _sampling("--shift", "F", "Above 1: more of the steps at high noise.")] = None,
     guidance: Annotated[
@@ -386,8 +387,8 @@ def _options(
         guidance_interval=given(guidance_interval, options.interval),
         seed=options.seed(seed),
         seed_drawn=seed is None,
-        dtype=options.choice("--dtype", dtype, options.DTYPES),
-        device=options.choice("--device", device, options.DEVICES),
+        dtype=options.choice("--dtype", dtype, limits.DTYPES),
+        device=options.choice("--device", device, limits.DEVICES),
         memory=given(memory, options.memory),
         output=output,
         save_latents=save_latents,

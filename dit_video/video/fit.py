@@ -8,12 +8,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-FITS = ("cover", "contain", "stretch")
 WIDE = 4  # times the video's side: what sticks out further is cut before it is scaled
 
 
 def fit_frames(frames: np.ndarray, width: int, height: int, rule: str) -> np.ndarray:
-    """Frames (T, H, W, 3) uint8 at width x height, by the rule `rule` of FITS; unchanged where they have that size.
+    """Frames (T, H, W, 3) uint8 at width x height, by a rule of `limits.FITS`; unchanged at that size.
 
     Scaled bicubically, with the low-pass that making smaller needs.
     """

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from dit_video.video import fit
-from dit_video.video.fit import FITS, fit_frames, what_fits
+from dit_video.limits import FITS
+from dit_video.video.fit import fit_frames, what_fits
 
 
 def picture(width: int, height: int) -> np.ndarray:
