@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from dit_video.video import fit
 from dit_video.limits import FITS
+from dit_video.video import fit
 from dit_video.video.fit import fit_frames, what_fits
 
 
