@@ -12,8 +12,8 @@ LAYERS = (
     ("errors", "shapes", "atomic", "cache", "limits"),
     ("nn", "flow", "checkpoints", "text", "video", "scenes"),
     ("models",),
-    ("machine", "plan", "known", "given", "clip", "unfinished", "stages", "prompts", "denoise", "decode", "preview")
-    + ("make", "extend", "api"),
+    ("machine", "plan", "known", "given", "clip", "unfinished", "stages", "prompts", "denoise", "decode", "preview"),
+    ("make", "extend", "api"),
     ("train", "evaluate", "evaluate_modes"),
     ("dvgen",),
 )
