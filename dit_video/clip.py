@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dit_video.errors import UsageError
+from dit_video.models.wan.defaults import PRESETS, Defaults
 from dit_video.shapes import VideoShape
 
 if TYPE_CHECKING:
@@ -50,6 +52,49 @@ class Settings:
         """The step that denoising begins with, as in SDEdit (arXiv 2108.01073) and diffusers' Wan video-to-video."""
         taken = min(int(self.steps * self.strength), self.steps)
         return self.steps - (max(1, taken) if self.strength > 0 else 0)
+
+
+def settings_of(
+    defaults: Defaults,
+    *,
+    experts: bool,
+    preset: str | None = None,
+    steps: int | None = None,
+    solver: str | None = None,
+    sigmas: str | None = None,
+    shift: float | None = None,
+    guidance: tuple[float, ...] | None = None,
+    guidance_interval: tuple[float, float] | None = None,
+    strength: float = 1.0,
+) -> Settings:
+    """What was asked for, the preset's settings for what was not, and the model's for the rest.
+
+    experts: it has two transformers.
+
+    Raises:
+        UsageError: two guidance scales, and one transformer.
+    """
+    if guidance and len(guidance) > 1 and not experts:
+        refuse_two_scales(guidance)
+    if preset is not None:
+        defaults = PRESETS[preset].over(defaults, experts=experts)
+    return Settings(
+        steps=steps or defaults.steps,
+        solver=solver or defaults.solver,
+        sigmas=sigmas or defaults.sigmas,
+        shift=shift or defaults.shift,
+        guidance=guidance or defaults.guidance,
+        guidance_interval=guidance_interval or (0.0, 1.0),
+        strength=strength,
+    )
+
+
+def refuse_two_scales(guidance: tuple[float, ...]) -> None:
+    """Raises UsageError: a model with one transformer takes one scale."""
+    text = ",".join(f"{scale:g}" for scale in guidance)
+    raise UsageError(
+        f"--guidance {text}: this model has one transformer and takes one scale; the nearest is {guidance[0]:g}."
+    )
 
 
 def prompts_of(clip: Clip, settings: Settings) -> list[str]:

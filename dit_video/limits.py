@@ -1,4 +1,11 @@
-"""What values settings may have: for the command line and for Python alike."""
+"""What values settings may have, and the refusal of others: for the command line and for Python alike."""
+
+import difflib
+import math
+import re
+from collections.abc import Sequence
+
+from dit_video.errors import UsageError
 
 SOLVERS = ("euler", "heun", "dpmpp-2m", "dpmpp-2m-sde", "unipc", "lcm")
 SIGMAS = ("release", "diffusers")
@@ -14,3 +21,54 @@ MEMORY = (2**29, 2**50)  # bytes
 MAX_SEED = 2**63 - 1
 MAX_FRAMES = 100_000
 STRENGTH = 0.6  # of an edit, where none is given: the new colour comes, and the object stays where it was
+
+
+def number(option: str, text: str, low: float, high: float) -> float:
+    """The number in `text`, from `low` to `high`.
+
+    Raises:
+        UsageError: it is not a number, or out of range.
+    """
+    value = as_float(text)
+    if low <= value <= high:
+        return value
+    nearest = "" if math.isnan(value) else f"; the nearest is {high if value > high else low:.12g}"
+    raise UsageError(f"{option} {shown(text)}: must be a number from {low:.12g} to {high:.12g}{nearest}.")
+
+
+def whole(option: str, text: str, low: int, high: int) -> int:
+    """The whole number in `text`, from `low` to `high`.
+
+    Raises:
+        UsageError: it is not a whole number, or out of range.
+    """
+    value: float = int(text) if re.fullmatch(r"[+-]?\d{1,30}", text) else as_float(text)
+    if isinstance(value, int) and low <= value <= high:
+        return value
+    nearest = "" if math.isnan(value) else f"; the nearest is {math.floor(min(max(value, low), high))}"
+    raise UsageError(f"{option} {shown(text)}: must be a whole number from {low} to {high}{nearest}.")
+
+
+def as_float(text: str) -> float:
+    """The number in a text; NaN where there is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def shown(text: str) -> str:
+    """A value as messages show it, not at any length."""
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def choice(option: str, value: str, choices: Sequence[str]) -> str:
+    """`value` when it is one of `choices`.
+
+    Raises:
+        UsageError: it is not; the most similar choice is named.
+    """
+    if value in choices:
+        return value
+    nearest = difflib.get_close_matches(value.lower(), choices, n=1, cutoff=0.0)[0]
+    raise UsageError(f"{option} {shown(value)!r}: must be one of {', '.join(choices)}; the nearest is {nearest}.")

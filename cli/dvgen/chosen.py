@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dit_video.checkpoints.files import read_json
 from dit_video.checkpoints.lora import Lora
 from dit_video.checkpoints.places import Named, cached_snapshots, find_checkpoint, is_diffusers, is_model
+from dit_video.clip import refuse_two_scales
 from dit_video.errors import CheckpointError, UsageError
 from dvgen import loras
 
@@ -115,11 +116,3 @@ def tell(checkpoint: "DescribedModel", note: Callable[[str], None], warn: Callab
     for part in checkpoint.took:
         note(f"took {part}")
     loras.tell(checkpoint, note, warn)
-
-
-def refuse_two_scales(guidance: tuple[float, ...]) -> None:
-    """Raises UsageError: a model with one transformer takes one scale."""
-    text = ",".join(f"{scale:g}" for scale in guidance)
-    raise UsageError(
-        f"--guidance {text}: this model has one transformer and takes one scale; the nearest is {guidance[0]:g}."
-    )

@@ -3,7 +3,6 @@
 Values arrive as text, so that each error can name the value as it was typed, the rule, and the nearest valid value.
 """
 
-import difflib
 import math
 import re
 import secrets
@@ -17,7 +16,22 @@ import typer
 
 from dit_video.atomic import numbered
 from dit_video.errors import UsageError
-from dit_video.limits import FPS, GUIDANCE, MAX_FRAMES, MAX_SEED, MAX_STEPS, MEMORY, SHIFT, SIGMAS, SOLVERS
+from dit_video.limits import (
+    FPS,
+    GUIDANCE,
+    MAX_FRAMES,
+    MAX_SEED,
+    MAX_STEPS,
+    MEMORY,
+    SHIFT,
+    SIGMAS,
+    SOLVERS,
+    as_float,
+    choice,
+    number,
+    shown,
+    whole,
+)
 from dit_video.models.wan.defaults import PRESETS
 
 T = TypeVar("T")
@@ -53,55 +67,6 @@ def given(text: str | None, parse: Callable[[str], T]) -> T | None:
     return None if text is None else parse(text)
 
 
-def number(option: str, text: str, low: float, high: float) -> float:
-    """The number in `text`, from `low` to `high`.
-
-    Raises:
-        UsageError: it is not a number, or out of range.
-    """
-    value = _float(text)
-    if low <= value <= high:
-        return value
-    nearest = "" if math.isnan(value) else f"; the nearest is {high if value > high else low:.12g}"
-    raise UsageError(f"{option} {_short(text)}: must be a number from {low:.12g} to {high:.12g}{nearest}.")
-
-
-def whole(option: str, text: str, low: int, high: int) -> int:
-    """The whole number in `text`, from `low` to `high`.
-
-    Raises:
-        UsageError: it is not a whole number, or out of range.
-    """
-    value: float = int(text) if re.fullmatch(r"[+-]?\d{1,30}", text) else _float(text)
-    if isinstance(value, int) and low <= value <= high:
-        return value
-    nearest = "" if math.isnan(value) else f"; the nearest is {math.floor(min(max(value, low), high))}"
-    raise UsageError(f"{option} {_short(text)}: must be a whole number from {low} to {high}{nearest}.")
-
-
-def _float(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else f"{text[:60]}..."
-
-
-def choice(option: str, value: str, choices: Sequence[str]) -> str:
-    """`value` when it is one of `choices`.
-
-    Raises:
-        UsageError: it is not; the most similar choice is named.
-    """
-    if value in choices:
-        return value
-    nearest = difflib.get_close_matches(value.lower(), choices, n=1, cutoff=0.0)[0]
-    raise UsageError(f"{option} {_short(value)!r}: must be one of {', '.join(choices)}; the nearest is {nearest}.")
-
-
 def fps(text: str) -> float:
     """Frames per second. Raises UsageError."""
     return number("--fps", text, *FPS)
@@ -119,7 +84,7 @@ def frames_of_duration(text: str, fps: float) -> int:
         UsageError: see `check_duration`.
     """
     check_duration(text, [fps])
-    return round(_float(text) * fps)
+    return round(as_float(text) * fps)
 
 
 def check_duration(text: str, rates: Sequence[float]) -> None:
@@ -128,7 +93,7 @@ def check_duration(text: str, rates: Sequence[float]) -> None:
     Raises:
         UsageError: not a number of seconds, or one that gives no frame or too many.
     """
-    seconds, fps = _float(text), max(rates)
+    seconds, fps = as_float(text), max(rates)
     if any(math.isfinite(seconds * rate) and 1 <= round(seconds * rate) <= MAX_FRAMES for rate in rates):
         return
     # Rounded to where it is valid, at the highest rate: half a frame and more is a frame at the others.
@@ -136,7 +101,7 @@ def check_duration(text: str, rates: Sequence[float]) -> None:
     nearest = "" if math.isnan(seconds) else f"; the nearest is {bound:g}"
     rule = f"must be seconds that hold 1 to {MAX_FRAMES} frames"
     rate = f" at {fps:g} frames per second" if len(rates) == 1 else ""
-    raise UsageError(f"--duration {_short(text)}: {rule}{rate}{nearest}.")
+    raise UsageError(f"--duration {shown(text)}: {rule}{rate}{nearest}.")
 
 
 def memory(text: str) -> int:
@@ -145,12 +110,12 @@ def memory(text: str) -> int:
     if match is None:
         rule = "must be a size with its unit, such as 6GiB or 6000MB"
         whole = re.fullmatch(r"\d{1,4}", text.strip())
-        raise UsageError(f"--memory {_short(text)}: {rule}{f'; the nearest is {whole[0]}GiB' if whole else ''}.")
+        raise UsageError(f"--memory {shown(text)}: {rule}{f'; the nearest is {whole[0]}GiB' if whole else ''}.")
     number, prefix, unit = match.groups()
     value = int(float(number) * (1000 if unit and unit.lower() == "b" else 1024) ** ("kmgt".index(prefix.lower()) + 1))
     if not MEMORY[0] <= value <= MEMORY[1]:
         nearest = "512MiB" if value < MEMORY[0] else "1024TiB"
-        raise UsageError(f"--memory {_short(text)}: must be from 512MiB to 1024TiB; the nearest is {nearest}.")
+        raise UsageError(f"--memory {shown(text)}: must be from 512MiB to 1024TiB; the nearest is {nearest}.")
     return value
 
 
@@ -187,18 +152,18 @@ def sigmas(text: str) -> str:
 def guidance(text: str) -> tuple[float, ...]:
     """One guidance scale, or those of the high-noise and of the low-noise expert. Raises UsageError."""
     parts = text.split(",")
-    if len(parts) > 2 or any(math.isnan(_float(part)) for part in parts):
-        raise UsageError(f"--guidance {_short(text)}: must be one number or two with a comma, for example 5 or 4,3.")
+    if len(parts) > 2 or any(math.isnan(as_float(part)) for part in parts):
+        raise UsageError(f"--guidance {shown(text)}: must be one number or two with a comma, for example 5 or 4,3.")
     return tuple(number("--guidance", part, *GUIDANCE) for part in parts)
 
 
 def interval(text: str) -> tuple[float, float]:
     """The lowest and the highest noise level with guidance, of "0.1,0.9". Raises UsageError."""
     parts = text.split(",")
-    if len(parts) != 2 or not _float(parts[0]) <= _float(parts[1]):
+    if len(parts) != 2 or not as_float(parts[0]) <= as_float(parts[1]):
         rule = "must be LOW,HIGH noise levels from 0 to 1"
-        nearest = f"{parts[1]},{parts[0]}" if len(parts) == 2 and _float(parts[1]) < _float(parts[0]) else "0,1"
-        raise UsageError(f"--guidance-interval {_short(text)}: {rule}; the nearest is {nearest}.")
+        nearest = f"{parts[1]},{parts[0]}" if len(parts) == 2 and as_float(parts[1]) < as_float(parts[0]) else "0,1"
+        raise UsageError(f"--guidance-interval {shown(text)}: {rule}; the nearest is {nearest}.")
     low, high = (number("--guidance-interval", part, 0.0, 1.0) for part in parts)
     return low, high
 

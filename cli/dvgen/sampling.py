@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 from dit_video import limits
 from dit_video.checkpoints.places import Named
+from dit_video.clip import settings_of
 from dit_video.errors import UsageError
 from dit_video.models.wan.defaults import PRESETS, RELEASES, TINY_DEFAULTS, Defaults
 from dit_video.video.output import check_file, check_video
@@ -125,19 +126,16 @@ class Sampling:
 
     def settings(self, checkpoint: "WanCheckpoint | RandomCheckpoint", *, strength: float = 1.0) -> "Settings":
         """How to denoise: what was asked for, and the checkpoint's defaults for the rest. Raises UsageError."""
-        from dit_video.clip import Settings
-
-        defaults = self.defaults(checkpoint)
-        guidance = self.guidance or defaults.guidance
-        if len(guidance) > 1 and checkpoint.boundary is None:
-            chosen.refuse_two_scales(guidance)
-        return Settings(
-            steps=self.steps or defaults.steps,
-            solver=self.solver or defaults.solver,
-            sigmas=self.sigmas or defaults.sigmas,
-            shift=self.shift or defaults.shift,
-            guidance=guidance,
-            guidance_interval=self.guidance_interval or (0.0, 1.0),
+        return settings_of(
+            checkpoint.defaults,
+            experts=checkpoint.boundary is not None,
+            preset=self.preset,
+            steps=self.steps,
+            solver=self.solver,
+            sigmas=self.sigmas,
+            shift=self.shift,
+            guidance=self.guidance,
+            guidance_interval=self.guidance_interval,
             strength=strength,
         )
 
@@ -156,15 +154,8 @@ class Sampling:
         self, checkpoint: "WanCheckpoint | RandomCheckpoint", shape: "VideoShape", speaker: console.Speaker
     ) -> None:
         """Warn of a size or length that the model was not trained on, if it says so."""
-        sides, frames = checkpoint.trained_sides, checkpoint.trained_frames
-        found = []
-        if sides and not sides[0] <= min(shape.width, shape.height) <= sides[1]:
-            found.append(f"shorter sides of {sides[0]} to {sides[1]} pixels")
-        if frames and not frames[0] <= shape.num_frames <= frames[1]:
-            found.append(f"{frames[0]} to {frames[1]} frames")
-        if found:
-            words = " and ".join(found)
-            self.warn(speaker)(f"{shape}: this model was trained on {words}, and others may come out badly.")
+        if words := checkpoint.untrained(shape):
+            self.warn(speaker)(words)
 
     def comment(self, command: str, *arguments: Any, **more: Any) -> str:
         """The recipe as it goes into the file, or nothing; see `recipe`."""

@@ -11,7 +11,7 @@ from dit_video.errors import CheckpointError
 from dit_video.models.wan.defaults import Defaults
 from dit_video.models.wan.dit import DiTConfig
 from dit_video.models.wan.vae import VAEConfig
-from dit_video.shapes import Grid
+from dit_video.shapes import Grid, VideoShape
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,6 +64,17 @@ class DescribedModel:
     def beside(self) -> bool:
         """Whether it takes what is given beside the noise, as more channels, rather than as known latent frames."""
         return self.dit.in_dim > self.dit.out_dim
+
+    def untrained(self, shape: VideoShape) -> str:
+        """A sentence about a size or length that it was not trained on, if it says so; else nothing."""
+        sides, frames = self.trained_sides, self.trained_frames
+        found = []
+        if sides and not sides[0] <= min(shape.width, shape.height) <= sides[1]:
+            found.append(f"shorter sides of {sides[0]} to {sides[1]} pixels")
+        if frames and not frames[0] <= shape.num_frames <= frames[1]:
+            found.append(f"{frames[0]} to {frames[1]} frames")
+        words = " and ".join(found)
+        return f"{shape}: this model was trained on {words}, and others may come out badly." if found else ""
 
     @property
     def sees_images(self) -> bool:
