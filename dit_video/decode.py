@@ -91,7 +91,8 @@ def write_decoded(
         try:
             with stages.timed("decode"):
                 frames = decode_frames(vae, latents, shape, tile=size)
-                watched = _watched(_counted(frames, stages.progress, shape.num_frames), path, stages.warn, strict)
+                counted = _counted(frames, stages.progress, shape.num_frames)
+                watched = checked(counted, f"{path}: the video", stages.warn, strict=strict)
                 watched = watched if show is None else _shown(watched, show)
                 written = write_video(path, watched, fps=fps, overwrite=overwrite, comment=comment)
             break
@@ -120,10 +121,10 @@ def _shown(frames: Iterator[np.ndarray], show: Callable[[int, np.ndarray], None]
         yield frame
 
 
-def _watched(
-    frames: Iterator[np.ndarray], path: Path, warn: Callable[[str], None], strict: bool
+def checked(
+    frames: Iterator[np.ndarray], named: str, warn: Callable[[str], None], *, strict: bool
 ) -> Iterator[np.ndarray]:
-    """The frames; at their end it is said if all are black, or alike.
+    """The frames; at their end it is said if all of what is `named` so are black, or alike.
 
     Raises:
         DvgenError: so it is, and that is to be an error.
@@ -138,6 +139,6 @@ def _watched(
         yield frame
     words = "is black all over" if black else "does not move: all frames are alike" if still and count > 1 else ""
     if words and strict:
-        raise DvgenError(f"{path}: the video {words}; it is not kept (--strict).")
+        raise DvgenError(f"{named} {words}; it is not kept (--strict).")
     if words:
-        warn(f"{path}: the video {words}.")
+        warn(f"{named} {words}.")

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from dit_video.clip import Clip, Settings
-from dit_video.decode import decode_frames
+from dit_video.decode import checked, decode_frames
 from dit_video.denoise import sample_latents
 from dit_video.known import frames_of, group_of
 from dit_video.machine import peak_memory
@@ -98,6 +98,7 @@ class Maker:
     """Makes new frames beside given ones, with one prompt and one set of settings.
 
     made: windows so far; each has the next seed. unfinished: where their states are kept until the file is there.
+    strict: new frames that are black, or of which all are alike, are an error instead of a warning.
     """
 
     def __init__(
@@ -112,11 +113,17 @@ class Maker:
         windows: Windows,
         tile: int | None = None,
         unfinished: Unfinished | None = None,
+        strict: bool = False,
     ) -> None:
         self.stages, self.settings, self.prompt, self.negative = stages, settings, prompt, negative
         self.seed, self.windows, self.tile, self.unfinished = seed, windows, tile, unfinished
+        self.strict = strict
         self.width, self.height = size
         self.made = 0
+
+    def checked(self, frames: Iterator[np.ndarray], named: str) -> Iterator[np.ndarray]:
+        """New frames, see `decode.checked`."""
+        return checked(frames, named, self.stages.warn, strict=self.strict)
 
     def after(self, given: np.ndarray, count: int) -> Iterator[np.ndarray]:
         """`count` frames that follow the frames `given` (T, H, W, 3)."""
@@ -223,13 +230,14 @@ def extended(
         loop: new frames at the end that lead back to the beginning.
     """
     if backward:
-        yield from maker.before(head, backward)
+        yield from maker.checked(maker.before(head, backward), "what comes before the clip")
     tail: list[np.ndarray] = []
     for frame in clip:
         tail = [*tail[-(maker.windows.before - 1) :], frame] if maker.windows.before > 1 else [frame]
         yield frame
     if forward or loop:
-        yield from maker.between(np.stack(tail), forward or loop, head if loop else None)
+        new = maker.between(np.stack(tail), forward or loop, head if loop else None)
+        yield from maker.checked(new, "what comes after the clip")
 
 
 def connected(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dit_video.clip import Clip, Settings, prompts_of
 from dit_video.decode import save_latents_of, write_decoded
@@ -81,8 +82,45 @@ def make_clip(
             be written.
     """
     with explained_memory(clip.shape):
-        clip = _with_frames(stages, clip, given, seen, start)
+        clip = with_frames(stages, clip, given, seen, start)
         latents = sample_latents(stages, [clip], settings, unfinished=unfinished, watch=watch)[0]
+    return write_clip(
+        stages,
+        clip,
+        latents,
+        settings,
+        path,
+        fps=fps,
+        overwrite=overwrite,
+        save_latents=save_latents,
+        model=model,
+        tile=tile,
+        unfinished=unfinished,
+        strict=strict,
+        comment=comment,
+        show=show,
+    )
+
+
+def write_clip(
+    stages: Stages,
+    clip: Clip,
+    latents: Tensor,
+    settings: Settings,
+    path: Path,
+    *,
+    fps: float,
+    overwrite: bool = False,
+    save_latents: Path | None = None,
+    model: str = "",
+    tile: int | None = None,
+    unfinished: Unfinished | None = None,
+    strict: bool = False,
+    comment: str = "",
+    show: Callable[[int, np.ndarray], None] | None = None,
+) -> Result:
+    """The second half of `make_clip`: the file of a clip whose latents (C, T, H, W) are there. Raises DvgenError."""
+    with explained_memory(clip.shape):
         if save_latents:
             about = {"prompt": clip.prompt, "negative": clip.negative, "seed": str(clip.seed), "model": model}
             save_latents_of(latents, save_latents, clip.shape, fps=fps, about=about)
@@ -121,7 +159,7 @@ def make_clip(
     )
 
 
-def _with_frames(
+def with_frames(
     stages: Stages,
     clip: Clip,
     given: Mapping[int, np.ndarray] | None,

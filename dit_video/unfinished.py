@@ -8,21 +8,20 @@ that draws its seed finds what an earlier one has left, and takes up its seed.
 import hashlib
 import os
 import re
-import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 import dit_video
 from dit_video.checkpoints.files import save_tensors
 from dit_video.checkpoints.headers import read_header, read_metadata
 from dit_video.checkpoints.stored import read_tensor
+from dit_video.claims import runs, this_process
 from dit_video.errors import CheckpointError, DvgenError, UndefinedNumbers
 from dit_video.flow.solvers import State
 
@@ -108,7 +107,7 @@ class Unfinished:
         if state.step > self.kept:
             every = (state.x, *state.kept)  # some of which may be the same, which a file of tensors may not hold twice
             tensors = {str(number): tensor.cpu().clone() for number, tensor in enumerate(every)}
-            about = {"step": str(state.step), "steps": str(total), "process": _process()}
+            about = {"step": str(state.step), "steps": str(total), "process": this_process()}
             save_tensors(tensors, self.path, metadata=about)
             self.kept, self._began = state.step, time.monotonic()
         return True
@@ -158,7 +157,7 @@ def _found(folder: Path, key: str) -> Iterator[tuple[float, Found]]:
         try:
             read_header(path)
             about, written = read_metadata(path), path.stat().st_mtime
-            if match is None or _runs(about.get("process", "")):
+            if match is None or runs(about.get("process", "")):
                 continue
             step, steps = int(about["step"]), int(about["steps"])
         except (CheckpointError, OSError, KeyError, ValueError):
@@ -173,41 +172,16 @@ def key_of(
     prompts: tuple[str, str],
     shape: "VideoShape",
     place: tuple[torch.device, torch.dtype],
-    given: Mapping[int, np.ndarray] | None = None,
-    start: np.ndarray | None = None,
     more: object = None,
 ) -> str:
     """A hash of all that the latents of a clip depend on, bit for bit, but the seed.
 
-    prompts: what to show and what not. given, start: frames, see `make_clip`. more: what else tells two commands apart,
-    such as the name of the output.
+    prompts: what to show and what not. more: what else tells two commands apart, such as the files that they read and
+    the name of the output.
     """
-    frames = {group: _hash(array) for group, array in sorted((given or {}).items())}
     device, dtype = place
     about = (
-        *(checkpoint.identity, settings, prompts, shape, frames, None if start is None else _hash(start), more),
+        *(checkpoint.identity, settings, prompts, shape, more),
         *(str(dtype), device.type, torch.get_num_threads(), torch.__version__, dit_video.__version__),
     )
     return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
-
-
-def _hash(array: np.ndarray) -> str:
-    return hashlib.sha256(repr(array.shape).encode() + np.ascontiguousarray(array).tobytes()).hexdigest()
-
-
-def _process() -> str:
-    return f"{os.getpid()}@{socket.gethostname()}"
-
-
-def _runs(process: str) -> bool:
-    """Whether a process of this machine still runs; another machine's is taken for ended."""
-    number, _, host = process.partition("@")
-    if host != socket.gethostname() or not number.isdecimal() or int(number) == os.getpid() or os.name != "posix":
-        return False
-    try:
-        os.kill(int(number), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's
-        return True
-    return True

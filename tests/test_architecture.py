@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    ("errors", "shapes", "atomic", "cache", "limits"),
+    ("errors", "shapes", "atomic", "claims", "cache", "limits"),
     ("nn", "flow", "checkpoints", "text", "video", "scenes"),
     ("models",),
     ("machine", "plan", "known", "given", "clip", "unfinished", "stages", "prompts", "denoise", "decode", "preview"),

@@ -16,7 +16,11 @@ from dvgen.jobs import Job
 from dvgen.recipe import read_recipe
 
 if TYPE_CHECKING:
-    from dvgen.sample import Prepared, Request
+    from torch import Tensor
+
+    from dit_video.clip import Clip
+    from dvgen.prepared import Checkpoint, OneClip, Place
+    from dvgen.sample import Request
 
 SOME_FAILED = 3
 NAME = "{index}-{slug}-{seed}"
@@ -31,6 +35,15 @@ class Task:
 
     job: Job
     request: "Request"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """A task that is to be carried out."""
+
+    job: Job
+    video: "OneClip"
+    path: Path
 
 
 class Report:
@@ -177,11 +190,9 @@ class _Run:
     ) -> None:
         self.tasks, self.out, self.name = tasks, out, name
         self.overwrite, self.keep_going, self.speaker, self.report = overwrite, keep_going, speaker, report
-        self.jobs = {id(task.request): task.job for task in tasks}
 
     def run(self) -> None:
         """Make all of them."""
-        from dit_video.clip import prompts_of
         from dit_video.machine import memory_for
         from dit_video.plan import tokens_together, weights_bytes
         from dit_video.prompts import encode_prompts
@@ -191,14 +202,14 @@ class _Run:
         shared = self.tasks[0].request.sampling
         self.speaker.progress("load program", 0, 1)
         checkpoint = shared.open()
-        device, dtype = shared.place()
+        device, dtype = place = shared.place()
         self.speaker.progress("load program", 1, 1)
-        ready = [each for task in self.tasks if (each := self._prepared(task, checkpoint, device, dtype)) is not None]
+        ready = [each for task in self.tasks if (each := self._prepared(task, checkpoint, place)) is not None]
         if not ready:
             return
         available = memory_for(device, shared.memory)
-        largest = max(ready, key=lambda each: each.plan.nbytes)
-        keep = largest.plan.nbytes + weights_bytes(checkpoint, dtype.itemsize) < available
+        largest = max((each.video.plan for each in ready), key=lambda plan: plan.nbytes)
+        keep = largest.nbytes + weights_bytes(checkpoint, dtype.itemsize) < available
         chosen.tell(checkpoint, self.speaker.note, self.speaker.warn)
         files = checkpoint.text_files
         self.stages = Stages(
@@ -206,12 +217,12 @@ class _Run:
             dtype=dtype,
             device=device,
             keep=keep,
-            keep_layers=largest.plan.keep_layers,
+            keep_layers=largest.keep_layers,
             cache=users_cache(made_by(files, dtype, device)) if files else None,
             note=self.speaker.note,
             warn=self.speaker.warn,
         )
-        prompts = dict.fromkeys(text for each in ready for text in prompts_of(each.clip, each.settings))
+        prompts = dict.fromkeys(text for each in ready for text in each.video.prompts)
         encode_prompts(self.stages, list(prompts))
         most = tokens_together(checkpoint, itemsize=dtype.itemsize, available=available)
         packs = list(_packs(ready, most))
@@ -222,78 +233,54 @@ class _Run:
         for chunk in _chunks(packs, CHUNK):
             self._decode([each for pack in chunk for each in self._denoise(pack)])
 
-    def _prepared(self, task: Task, checkpoint: Any, device: Any, dtype: Any) -> "Prepared | None":
+    def _prepared(self, task: Task, checkpoint: "Checkpoint", place: "Place") -> "Ready | None":
         """A task with its name, unless it is done or cannot be."""
         from dvgen.sample import prepare
 
         try:
-            ready = prepare(task.request, checkpoint, device, dtype, self.speaker)
-            suffix = ".png" if ready.clip.shape.num_frames == 1 else ".mp4"
-            asked = task.request.sampling.output
-            slug = options.slug(task.job.prompt)
-            name = self.name.format(index=task.job.index, slug=slug, seed=task.request.sampling.seed)
-            path = self.out / (asked if asked else f"{name}{suffix}")
-            recipe = ready.recipe
+            video = prepare(task.request, checkpoint, place, self.speaker)
+            shared, recipe = video.sampling, video.recipe
+            name = self.name.format(index=task.job.index, slug=options.slug(video.title), seed=shared.seed)
+            path = self.out / (shared.output or f"{name}{video.suffix}")
             if path.exists() and not self.overwrite:
                 found = read_recipe(path)
                 if found and recipe and (found.line, found.model) == (recipe.line, recipe.model):
                     self.report.end(task.job, "skipped", path=path)
                     return None
-            check_video(path, ready.clip.shape.num_frames, fps=ready.fps, overwrite=self.overwrite)
-            return replace(ready, path=path)
+            check_video(path, video.frames, fps=video.fps, overwrite=self.overwrite)
+            shared = replace(shared, output=path, overwrite=self.overwrite)
+            return Ready(job=task.job, video=replace(video, sampling=shared), path=path)
         except DvgenError as error:
             self._failed(task.job, error)
             return None
 
-    def _denoise(self, pack: "Sequence[Prepared]") -> "list[tuple[Prepared, Any]]":
+    def _denoise(self, pack: "Sequence[Ready]") -> "list[tuple[Ready, Clip, Tensor]]":
         """The latents of a pack; where that fails each of its jobs is tried alone."""
         from dit_video.denoise import sample_latents
         from dit_video.stages import explained_memory
 
         try:
-            with explained_memory(pack[0].clip.shape):
-                clips = [each.encoded(self.stages) for each in pack]
-                latents = sample_latents(self.stages, clips, pack[0].settings)
-            return [(each, found.cpu()) for each, found in zip(pack, latents, strict=True)]
+            with explained_memory(pack[0].video.plan.shape):
+                clips = [each.video.encoded(self.stages) for each in pack]
+                latents = sample_latents(self.stages, clips, pack[0].video.settings)
+            return [(each, clip, found.cpu()) for each, clip, found in zip(pack, clips, latents, strict=True)]
         except DvgenError as error:
             if len(pack) == 1:
-                self._failed(self.jobs[id(pack[0].request)], error)
+                self._failed(pack[0].job, error)
                 return []
         return [found for each in pack for found in self._denoise([each])]
 
-    def _decode(self, made: "Sequence[tuple[Prepared, Any]]") -> None:
-        from dit_video.clip import prompts_of
-        from dit_video.decode import save_latents_of, write_decoded
-        from dit_video.prompts import read_prompts
-        from dit_video.stages import explained_memory
-
-        for ready, latents in made:
-            job, shared, shape = self.jobs[id(ready.request)], ready.request.sampling, ready.clip.shape
-            assert ready.path is not None
+    def _decode(self, made: "Sequence[tuple[Ready, Clip, Tensor]]") -> None:
+        for ready, clip, latents in made:
             try:
-                with explained_memory(shape):
-                    if kept := shared.latents_of(ready.path):
-                        about = {"prompt": ready.clip.prompt, "seed": str(ready.clip.seed)}
-                        about |= {"negative": ready.clip.negative, "model": shared.model.saved_name}
-                        save_latents_of(latents, kept, shape, fps=ready.fps, about=about)
-                    written = write_decoded(
-                        self.stages,
-                        latents.to(self.stages.device),
-                        shape,
-                        ready.path,
-                        fps=ready.fps,
-                        overwrite=self.overwrite,
-                        tile=ready.plan.tile,
-                        strict=shared.strict,
-                        comment=ready.recipe.text() if ready.recipe else "",
-                    )
+                found = ready.video.write_latents(
+                    self.stages, clip, latents.to(self.stages.device), ready.path, unfinished=None
+                )
             except DvgenError as error:
-                self._failed(job, error)
+                self._failed(ready.job, error)
                 continue
-            unknown, cut = read_prompts(self.stages, *prompts_of(ready.clip, ready.settings))
-            size = {"width": written.width, "height": written.height, "frames": written.frames, "fps": written.fps}
-            facts = {"seed": ready.clip.seed, "tokens": ready.plan.tokens, "unknown_words": unknown, "prompt_cut": cut}
-            self.report.end(job, "done", path=written.path, **size, **facts)
+            names = ("path", "width", "height", "frames", "fps", "seed", "tokens", "unknown_words", "prompt_cut")
+            self.report.end(ready.job, "done", **{name: getattr(found, name) for name in names})
 
     def _failed(self, job: Job, error: DvgenError) -> None:
         self.report.fail(job, error)
@@ -301,23 +288,23 @@ class _Run:
             raise typer.Exit(SOME_FAILED)
 
 
-def _packs(ready: "Sequence[Prepared]", most: int) -> "Iterator[list[Prepared]]":
+def _packs(ready: "Sequence[Ready]", most: int) -> "Iterator[list[Ready]]":
     """Neighbours with the same settings, up to so many tokens together."""
-    pack: list[Prepared] = []
+    pack: list[Ready] = []
     tokens = 0
     for each in ready:
-        if pack and (pack[0].settings != each.settings or tokens + each.plan.tokens > most):
+        if pack and (pack[0].video.settings != each.video.settings or tokens + each.video.plan.tokens > most):
             yield pack
             pack, tokens = [], 0
         pack.append(each)
-        tokens += each.plan.tokens
+        tokens += each.video.plan.tokens
     if pack:
         yield pack
 
 
-def _chunks(packs: "Sequence[list[Prepared]]", most: int) -> "Iterator[list[list[Prepared]]]":
+def _chunks(packs: "Sequence[list[Ready]]", most: int) -> "Iterator[list[list[Ready]]]":
     """Packs of at most so many jobs together, or one."""
-    chunk: list[list[Prepared]] = []
+    chunk: list[list[Ready]] = []
     for pack in packs:
         if chunk and sum(map(len, chunk)) + len(pack) > most:
             yield chunk

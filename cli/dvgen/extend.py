@@ -3,40 +3,47 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dit_video import limits
 from dit_video.errors import UsageError
 from dit_video.shapes import VideoShape
-from dvgen import clips, console, options, pictures
-from dvgen.sampling import Sampling, Text, video_option, what_it_takes, with_sampling
+from dvgen import clips, console, options, pictures, prepared
+from dvgen.sampling import Sampling, Text, video_option, with_sampling
 
 if TYPE_CHECKING:
-    from dit_video.extend import Extended, Maker, Windows
-    from dit_video.models.wan.pipeline import WanCheckpoint
-    from dit_video.models.wan.random import RandomCheckpoint
+    from dit_video.extend import Windows
+    from dvgen.prepared import Checkpoint, Place
 
 Clip = Annotated[Path, typer.Argument(metavar="CLIP", help="A video, or a picture.", show_default=False)]
 Prompt = Annotated[str, typer.Argument(metavar="[PROMPT]", help='What happens; "-" reads standard input.')]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """How many new frames, and where."""
+# The frames of the clips are copied, so latents would not make the video: these commands leave none.
+WITHOUT = ("save_latents", "keep_latents")
 
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A checked command line of `extend`, or with a second clip of `connect`.
+
+    backward, forward, loop: new frames before the clip, after it, and from its end to the second's beginning, or to its
+    own. fit: how the second is made to fit the first.
+    """
+
+    clip: Path
+    second: Path | None = None
+    prompt: str
     backward: int = 0
     forward: int = 0
     loop: int = 0
-
-    @property
-    def frames(self) -> int:
-        """All of them."""
-        return self.backward + self.forward + self.loop
+    fit: str | None = None
+    sampling: Sampling
 
 
-@with_sampling(without=["save_latents", "keep_latents", "strict"])
+@with_sampling(without=WITHOUT)
 def extend(
     clip: Clip,
     prompt: Prompt = "",
@@ -51,6 +58,11 @@ def extend(
     The clip's own frames stay as they are, until they are encoded again beside the new ones; size and rate are the
     clip's.
     """
+    _run(request_of(clip, options.prompt(prompt), forward=forward, backward=backward, loop=loop, sampling=sampling))
+
+
+def request_of(clip: Path, prompt: str, *, forward: Text, backward: Text, loop: Text, sampling: Sampling) -> Request:
+    """Options of `extend` as they were typed, checked as far as they can be without torch. Raises DvgenError."""
     new = {
         option: options.whole(f"--{option}", text, 1, limits.MAX_FRAMES)
         for option, text in (("forward", forward), ("backward", backward), ("loop", loop))
@@ -62,39 +74,13 @@ def extend(
         other = next(option for option in new if option != "loop")
         raise UsageError(f"--loop and --{other}: a loop has no end to go on from; only one of the two can be given.")
     clips.check_there(clip, "CLIP")
-    prompt = options.prompt(prompt)
     sampling.check_model()
     sampling.check_output(2, 1.0)
-    with console.Speaker(quiet=sampling.quiet) as speaker:
-        result = _extend(clip, prompt, Wanted(**new), sampling, speaker)
-    _say(result, sampling)
+    before, after, between = (new.get(option, 0) for option in ("backward", "forward", "loop"))
+    return Request(clip=clip, prompt=prompt, backward=before, forward=after, loop=between, sampling=sampling)
 
 
-def _extend(path: Path, prompt: str, wanted: Wanted, sampling: Sampling, speaker: console.Speaker) -> "Extended":
-    from dit_video.extend import extended, head_frames, write_extended
-
-    checkpoint = sampling.open()
-    clip = clips.open_clip(path, "CLIP", speaker.note, fps=checkpoint.defaults.fps)
-    name = f"{path.stem} {'loop' if wanted.loop else 'extended'}"
-    sampling, maker = _maker(sampling, checkpoint, prompt, clip, wanted, speaker, of=("extend", [path]))
-    output = sampling.output_of(name, clip.frames + wanted.frames, clip.fps)
-    frames = extended(
-        maker,
-        clip.read(),
-        clip.head(head_frames(maker.windows)),
-        backward=wanted.backward,
-        forward=wanted.forward,
-        loop=wanted.loop,
-    )
-    new = {option: count or None for option, count in asdict(wanted).items()}
-    arguments, place = [str(path.resolve()), prompt], (maker.stages.device, maker.stages.dtype)
-    comment = sampling.comment("extend", arguments, checkpoint, maker.settings, place, files=[path], **new)
-    return write_extended(
-        maker, frames, output, fps=clip.fps, old_frames=clip.frames, overwrite=sampling.overwrite, comment=comment
-    )
-
-
-@with_sampling(without=["save_latents", "keep_latents", "strict"])
+@with_sampling(without=WITHOUT)
 def connect(
     first: Annotated[Path, typer.Argument(metavar="A", help="The clip, or picture, to begin with.")],
     second: Annotated[Path, typer.Argument(metavar="B", help="The one to end with.")],
@@ -108,113 +94,96 @@ def connect(
 
     The frames of both stay as they are, until they are encoded again; size and rate are those of A.
     """
+    _run(connect_request_of(first, second, options.prompt(prompt), frames=frames, fit=fit, sampling=sampling))
+
+
+def connect_request_of(
+    first: Path, second: Path, prompt: str, *, frames: Text, fit: Text, sampling: Sampling
+) -> Request:
+    """Options of `connect` as they were typed, checked as far as they can be without torch. Raises DvgenError."""
     if frames is None:
         raise UsageError("--frames is missing: how many new frames should lead from A to B?")
     count = options.frames(frames)
     rule = None if fit is None else options.choice("--fit", fit, limits.FITS)
     for path, name in ((first, "A"), (second, "B")):
         clips.check_there(path, name)
-    prompt = options.prompt(prompt)
     sampling.check_model()
     sampling.check_output(2, 1.0)
-    with console.Speaker(quiet=sampling.quiet) as speaker:
-        result = _connect(first, second, prompt, count, rule, sampling, speaker)
-    _say(result, sampling)
+    return Request(clip=first, second=second, prompt=prompt, loop=count, fit=rule, sampling=sampling)
 
 
-def _connect(
-    first: Path, second: Path, prompt: str, count: int, fit: str | None, sampling: Sampling, speaker: console.Speaker
-) -> "Extended":
-    from dit_video.extend import connected, head_frames, write_extended
+def _run(request: Request) -> None:
+    with console.Speaker(quiet=request.sampling.quiet) as speaker:
+        result = prepared.make(request, prepare, speaker)
+    console.result(json.dumps(asdict(result), default=str) if request.sampling.as_json else str(result.path))
 
-    checkpoint = sampling.open()
-    a = clips.open_clip(first, "A", speaker.note, fps=checkpoint.defaults.fps)
-    b = clips.open_clip(second, "B", speaker.note, fps=a.fps, size=a.size, rate=a.fps, fit=fit)
-    old = a.frames + b.frames
-    of = ("connect", [first, second])
-    sampling, maker = _maker(sampling, checkpoint, prompt, a, Wanted(loop=count), speaker, of=of)
-    output = sampling.output_of(f"{first.stem} to {second.stem}", old + count, a.fps)
-    frames = connected(maker, a.read(), b.read(), b.head(head_frames(maker.windows)), count)
-    arguments = [str(first.resolve()), str(second.resolve()), prompt]
-    place, files = (maker.stages.device, maker.stages.dtype), [first, second]
-    comment = sampling.comment(
-        "connect", arguments, checkpoint, maker.settings, place, files=files, frames=count, fit=fit
+
+def prepare(request: Request, checkpoint: "Checkpoint", place: "Place", speaker: console.Speaker) -> prepared.Windowed:
+    """What a request means for a checkpoint: refused where it cannot be, and what the user should know is said.
+
+    Raises:
+        DvgenError: so it is.
+    """
+    from dit_video.extend import Windows
+
+    sampling, note = request.sampling, speaker.note
+    clip = clips.open_clip(request.clip, "A" if request.second else "CLIP", note, fps=checkpoint.defaults.fps)
+    second = request.second and clips.open_clip(
+        request.second, "B", note, fps=clip.fps, size=clip.size, rate=clip.fps, fit=request.fit
     )
-    return write_extended(
-        maker, frames, output, fps=a.fps, old_frames=old, overwrite=sampling.overwrite, comment=comment
-    )
-
-
-def _maker(
-    sampling: Sampling,
-    checkpoint: "WanCheckpoint | RandomCheckpoint",
-    prompt: str,
-    clip: clips.ClipFile,
-    wanted: Wanted,
-    speaker: console.Speaker,
-    *,
-    of: tuple[str, list[Path]],
-) -> "tuple[Sampling, Maker]":
-    """What makes the new frames, and the options with its seed: refuses what does not fit in memory, and says what will
-    be done; of: the command, and the files that it reads."""
-    from dit_video.checkpoints.files import fingerprint
-    from dit_video.extend import Maker, Windows
-    from dit_video.machine import memory_for
-    from dit_video.plan import weights_bytes
-    from dit_video.unfinished import key_of
-
-    device, dtype = sampling.place()
-    settings = sampling.settings(checkpoint)
     longest = checkpoint.defaults.window or checkpoint.defaults.frames
     windows = Windows.of(checkpoint.grid, longest, beside=checkpoint.beside)
-    sizes = [windows.sizes(wanted.backward, before=False, after=True)]
-    sizes += [windows.sizes(wanted.forward or wanted.loop, before=True, after=bool(wanted.loop))]
-    every = [size for some in sizes for size in some]
-    shape = VideoShape(num_frames=max(every), height=clip.size[1], width=clip.size[0])
+    sizes = [*windows.sizes(request.backward, before=False, after=True)]
+    sizes += windows.sizes(request.forward or request.loop, before=True, after=bool(request.loop))
     if checkpoint.beside:
-        _check_beside(checkpoint.known_frames, wanted, windows)
-    encodes = bool(wanted.backward or wanted.loop) or windows.groups_before > 1
-    plan = sampling.plan(checkpoint, shape, device, dtype, encodes=encodes)
-    command, files = of
-    named = (command, fingerprint(files), wanted, windows, str(sampling.output))
-    prompts = (prompt, sampling.negative_of(checkpoint))
-    key = key_of(checkpoint, settings, prompts=prompts, shape=shape, more=named, place=(device, dtype))
-    sampling, unfinished = sampling.go_on(key, speaker)
-    sampling.tell_seed(speaker)
-    sampling.tell_size(checkpoint, shape, speaker)
-    if checkpoint.beside:
-        pass  # it is given what it was trained with
-    elif wanted.backward or wanted.loop:
+        _check_beside(checkpoint.known_frames, request, windows)  # so it is given what it was trained with
+    elif request.backward or request.loop:
         pictures.warn_untrained(checkpoint.known_frames, [0, 1], sampling.warn(speaker))
     else:
         pictures.warn_untrained(checkpoint.known_frames, range(windows.groups_before), sampling.warn(speaker))
-    speaker.note(what_it_takes(plan, settings, device, windows=len(every)))
-    together = plan.nbytes + weights_bytes(checkpoint, dtype.itemsize)
-    several = len(every) > 1 and not plan.keep_layers and together < memory_for(device, sampling.memory)
-    return sampling, Maker(
-        sampling.stages(checkpoint, device, dtype, speaker, plan, keep=several),
-        settings,
-        prompt=prompts[0],
-        negative=prompts[1],
-        seed=sampling.seed,
-        size=clip.size,
-        windows=windows,
-        tile=plan.tile,
-        unfinished=unfinished,
+    encodes = bool(request.backward or request.loop) or windows.groups_before > 1
+    shape = VideoShape(num_frames=max(sizes), height=clip.size[1], width=clip.size[0])
+    return prepared.Windowed(
+        sampling=sampling,
+        checkpoint=checkpoint,
+        place=place,
+        **_line(request),
+        prompt=request.prompt,
+        negative=sampling.negative_of(checkpoint),
+        settings=sampling.settings(checkpoint),
+        plan=sampling.plan(checkpoint, shape, *place, encodes=encodes),
+        windows=len(sizes),
+        frames=clip.frames + (second.frames if second else 0) + request.backward + request.forward + request.loop,
+        fps=clip.fps,
+        first=clip,
+        second=second or None,
+        backward=request.backward,
+        forward=request.forward,
+        loop=request.loop,
+        division=windows,
     )
 
 
-def _check_beside(known_frames: str, wanted: Wanted, windows: "Windows") -> None:
+def _line(request: Request) -> dict[str, Any]:
+    """The command line of a request, as `Prepared` has it."""
+    files = [request.clip, request.second] if request.second else [request.clip]
+    if request.second:
+        command, title = "connect", f"{request.clip.stem} to {request.second.stem}"
+        new: dict[str, Any] = {"frames": request.loop, "fit": request.fit}
+    else:
+        command, title = "extend", f"{request.clip.stem} {'loop' if request.loop else 'extended'}"
+        new = {name: getattr(request, name) or None for name in ("backward", "forward", "loop")}
+    arguments = [str(path.resolve()) for path in files]
+    return {"command": command, "title": title, "options": new, "arguments": arguments, "files": files}
+
+
+def _check_beside(known_frames: str, request: Request, windows: "Windows") -> None:
     """Refuses what a model that takes pictures beside the noise cannot make. Raises UsageError."""
     from dit_video.known import BESIDE, check_beside
 
-    for count, given in ((wanted.backward, [1]), (wanted.forward, [0]), (wanted.loop, [0, 1])):
+    for count, given in ((request.backward, [1]), (request.forward, [0]), (request.loop, [0, 1])):
         if count:
             check_beside(known_frames, given, 2)
     most = windows.most(before=True, after=True)
-    if known_frames == "first and last" and wanted.loop > most:
-        raise UsageError(f"{wanted.loop} new frames: this model {BESIDE[known_frames]}, at once; the most is {most}.")
-
-
-def _say(result: "Extended", sampling: Sampling) -> None:
-    console.result(json.dumps(asdict(result), default=str) if sampling.as_json else str(result.path))
+    if known_frames == "first and last" and request.loop > most:
+        raise UsageError(f"{request.loop} new frames: this model {BESIDE[known_frames]}, at once; the most is {most}.")

@@ -2,9 +2,8 @@
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,20 +11,11 @@ from typer.core import TyperCommand
 
 from dit_video.errors import UsageError
 from dit_video.shapes import VideoShape, parse_size
-from dvgen import console, options, pictures
-from dvgen.sampling import Sampling, Text, video_option, what_it_takes, with_sampling
+from dvgen import console, options, pictures, prepared
+from dvgen.sampling import Sampling, Text, video_option, with_sampling
 
 if TYPE_CHECKING:
-    import numpy as np
-    import torch
-
-    from dit_video.clip import Clip, Settings
-    from dit_video.make import Result
-    from dit_video.models.wan.pipeline import WanCheckpoint
-    from dit_video.models.wan.random import RandomCheckpoint
-    from dit_video.plan import Plan
-    from dit_video.stages import Stages
-    from dvgen.recipe import Recipe
+    from dvgen.prepared import Checkpoint, Place
 
 
 class Word(str):
@@ -103,7 +93,7 @@ def sample(
         sampling=sampling,
     )
     with console.Speaker(quiet=sampling.quiet) as speaker:
-        result = _make(request, speaker)
+        result = prepared.make(request, prepare, speaker)
     console.result(json.dumps(asdict(result), default=str) if sampling.as_json else str(result.path))
 
 
@@ -153,43 +143,12 @@ def _check(request: Request) -> None:
         pictures.check_frames(request.images, frames)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """A request together with its checkpoint: all but the arithmetic. given, seen: see `encode_given`."""
-
-    request: Request
-    clip: "Clip"
-    settings: "Settings"
-    fps: float
-    plan: "Plan"
-    given: "Mapping[int, np.ndarray]"
-    seen: "Mapping[int, np.ndarray]"
-    recipe: "Recipe | None"
-    path: Path | None = None
-
-    def encoded(self, stages: "Stages") -> "Clip":
-        """The clip with what is given of it. Raises DvgenError."""
-        from dit_video.make import encode_given
-
-        if not self.given:
-            return self.clip
-        return replace(self.clip, known=encode_given(stages, self.clip.shape, self.given, self.seen))
-
-
-def prepare(
-    request: Request,
-    checkpoint: "WanCheckpoint | RandomCheckpoint",
-    device: "torch.device",
-    dtype: "torch.dtype",
-    speaker: console.Speaker,
-) -> Prepared:
+def prepare(request: Request, checkpoint: "Checkpoint", place: "Place", speaker: console.Speaker) -> prepared.OneClip:
     """What a request means for a checkpoint: refused where it cannot be, and what the user should know is said.
 
     Raises:
         DvgenError: so it is.
     """
-    from dit_video.clip import Clip
-
     sampling = request.sampling
     fps = request.fps or checkpoint.defaults.fps
     read = pictures.read(request.images)
@@ -198,76 +157,38 @@ def prepare(
         pictures.check_beside(request.images, checkpoint.known_frames, shape.num_frames)
     settings = sampling.settings(checkpoint)
     given = pictures.given(read, shape, checkpoint.grid, request.fit, speaker.note)
-    plan = sampling.plan(checkpoint, shape, device, dtype, encodes=any(given))
+    plan = sampling.plan(checkpoint, shape, *place, encodes=any(given))
     if given and not checkpoint.beside:
         pictures.warn_untrained(checkpoint.known_frames, list(given), sampling.warn(speaker))
-    prompts = request.prompt, sampling.negative_of(checkpoint)
-    recipe = sampling.recipe(
-        "sample",
-        [request.prompt],
-        checkpoint,
-        settings,
-        (device, dtype),
+    return prepared.OneClip(
+        sampling=sampling,
+        checkpoint=checkpoint,
+        place=place,
+        command="sample",
+        arguments=[],
+        options={
+            "size": f"{shape.width}x{shape.height}",
+            "frames": shape.num_frames,
+            "fps": fps,
+            "image": [image.text for image in request.images],
+            "fit": request.fit if request.images else None,
+        },
         files=[image.path for image in request.images],
-        size=f"{shape.width}x{shape.height}",
+        title=request.prompt,
+        prompt=request.prompt,
+        negative=sampling.negative_of(checkpoint),
+        settings=settings,
+        plan=plan,
         frames=shape.num_frames,
         fps=fps,
-        image=[image.text for image in request.images],
-        fit=request.fit if request.images else None,
-    )
-    return Prepared(
-        request=request,
-        clip=Clip(prompt=prompts[0], negative=prompts[1], shape=shape, seed=sampling.seed),
-        settings=settings,
-        fps=fps,
-        plan=plan,
-        given=given,
-        seen=pictures.seen(read, shape, checkpoint.grid),
-        recipe=recipe,
-    )
-
-
-def _make(request: Request, speaker: console.Speaker) -> "Result":
-    sampling = request.sampling
-    speaker.progress("load program", 0, 1)
-    from dit_video.make import make_clip
-    from dit_video.unfinished import key_of
-
-    checkpoint = sampling.open()
-    device, dtype = place = sampling.place()
-    speaker.progress("load program", 1, 1)
-    ready = prepare(request, checkpoint, device, dtype, speaker)
-    settings, shape, fps, plan = ready.settings, ready.clip.shape, ready.fps, ready.plan
-    prompts, named = (ready.clip.prompt, ready.clip.negative), ("sample", str(sampling.output), fps)
-    key = key_of(checkpoint, settings, prompts=prompts, shape=shape, given=ready.given, more=named, place=place)
-    sampling, unfinished = sampling.go_on(key, speaker)
-    if sampling.seed != request.sampling.seed:
-        ready = prepare(replace(request, sampling=sampling), checkpoint, device, dtype, speaker)
-    output = sampling.output_of(request.prompt, shape.num_frames, fps)
-    sampling.tell_seed(speaker)
-    sampling.tell_size(checkpoint, shape, speaker)
-    speaker.note(what_it_takes(plan, settings, device))
-    return make_clip(
-        sampling.stages(checkpoint, device, dtype, speaker, plan),
-        ready.clip,
-        settings,
-        output,
-        fps=fps,
-        given=ready.given,
-        seen=ready.seen,
-        overwrite=sampling.overwrite,
-        save_latents=sampling.latents_of(output),
-        model=sampling.model.saved_name,
-        tile=plan.tile,
-        unfinished=unfinished,
-        strict=sampling.strict,
-        comment=ready.recipe.text() if ready.recipe else "",
+        images=request.images,
+        fit=request.fit,
     )
 
 
 def _shape(
     request: Request,
-    checkpoint: "WanCheckpoint | RandomCheckpoint",
+    checkpoint: "Checkpoint",
     fps: float,
     read: "Sequence[tuple[pictures.Placed, Any]]",
 ) -> VideoShape:

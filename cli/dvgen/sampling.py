@@ -157,11 +157,6 @@ class Sampling:
         if words := checkpoint.untrained(shape):
             self.warn(speaker)(words)
 
-    def comment(self, command: str, *arguments: Any, **more: Any) -> str:
-        """The recipe as it goes into the file, or nothing; see `recipe`."""
-        found = self.recipe(command, *arguments, **more)
-        return found.text() if found else ""
-
     def recipe(
         self,
         command: str,

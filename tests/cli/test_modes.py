@@ -1,6 +1,7 @@
 """`--image`, `extend`, `connect` and `edit` on the tiny random model: exact sizes, what is said, what is refused."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pytest
 from dvgen.main import app
 from typer.testing import CliRunner, Result
 
+from dit_video import extend
 from dit_video.models.wan import random
+from dit_video.shapes import VideoShape
 from dit_video.video.io import probe, write_video
 
 REAL = random.RandomCheckpoint
@@ -209,3 +212,25 @@ def test_a_picture_larger_than_memory_is_refused_unread(monkeypatch: pytest.Monk
     refused(
         "sample", "x", "--image", "p.png", *QUICK, code=1, says=("p.png", "2,000 pixels at most", "60x36", "smaller")
     )
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (["extend", "a.mp4", "--forward", "4"], "what comes after the clip is black all over"),
+        (["extend", "a.mp4", "--backward", "4"], "what comes before the clip is black all over"),
+        (["connect", "a.mp4", "b.mp4", "--frames", "4"], "what comes after the clip is black all over"),
+    ],
+)
+def test_black_new_frames_are_said_and_with_strict_not_kept(
+    line: list[str], words: str, monkeypatch: pytest.MonkeyPatch
+):
+    def black(vae: object, latents: object, shape: VideoShape, **_: object) -> Iterator[np.ndarray]:
+        yield from np.zeros((shape.num_frames, shape.height, shape.width, 3), np.uint8)
+
+    monkeypatch.setattr(extend, "decode_frames", black)
+    assert f"{words}." in run(*line, *QUICK, "-o", "v.mp4").stderr
+    Path("v.mp4").unlink()
+    said = " ".join(run(*line, *QUICK, "--strict", "-o", "v.mp4", code=1).stderr.split())
+    assert f"{words}; it is not kept (--strict)" in said
+    assert not [path for path in Path().iterdir() if path.name == "v.mp4" or path.suffix == ".part"]

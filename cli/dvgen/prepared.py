@@ -1,0 +1,243 @@
+"""Command lines together with their checkpoint, with nothing left to do but the arithmetic; for one and for many."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from dvgen import console
+from dvgen.clips import ClipFile
+from dvgen.pictures import Placed
+from dvgen.recipe import Recipe
+from dvgen.sampling import Sampling, what_it_takes
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from dit_video.clip import Clip, Settings
+    from dit_video.extend import Extended, Maker, Windows
+    from dit_video.make import Result
+    from dit_video.models.wan.pipeline import WanCheckpoint
+    from dit_video.models.wan.random import RandomCheckpoint
+    from dit_video.plan import Plan
+    from dit_video.stages import Stages
+    from dit_video.unfinished import Unfinished
+
+    Checkpoint = WanCheckpoint | RandomCheckpoint
+    Place = tuple[torch.device, torch.dtype]
+
+
+class Request(Protocol):
+    """A command line that is checked as far as it can be without torch."""
+
+    @property
+    def sampling(self) -> Sampling: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A command line that can be carried out; small, whatever pictures and clips it reads.
+
+    command, arguments, options: it, as the recipe has it. files: what it reads. title: what its video is named after.
+    plan: of what goes through the model at a time, and windows: how many times. frames: of the video.
+    """
+
+    sampling: Sampling
+    checkpoint: "Checkpoint"
+    place: "Place"
+    command: str
+    arguments: Sequence[str]
+    options: Mapping[str, Any]
+    files: Sequence[Path]
+    title: str
+    prompt: str
+    negative: str
+    settings: "Settings"
+    plan: "Plan"
+    windows: int = 1
+    frames: int
+    fps: float
+
+    @property
+    def prompts(self) -> list[str]:
+        """What is read: the negative prompt only where there is guidance."""
+        return [self.prompt, self.negative] if max(self.settings.guidance) > 1 else [self.prompt]
+
+    @property
+    def suffix(self) -> str:
+        """Of its video, where no name was given."""
+        return ".png" if self.frames == 1 else ".mp4"
+
+    @cached_property
+    def recipe(self) -> Recipe | None:
+        """The recipe that goes into the file, if one does."""
+        arguments = [*self.arguments, self.prompt]
+        place, files = self.place, self.files
+        return self.sampling.recipe(
+            self.command, arguments, self.checkpoint, self.settings, place, files=files, **self.options
+        )
+
+    @property
+    def comment(self) -> str:
+        """The recipe as it is written, or nothing."""
+        return self.recipe.text() if self.recipe else ""
+
+    def key(self, output: Path | None) -> str:
+        """What tells its latents from all others, but the seed; output: the file, if it was named."""
+        from dit_video.checkpoints.files import fingerprint
+        from dit_video.unfinished import key_of
+
+        files = fingerprint(self.files)
+        named = (self.command, dict(self.options), files, self._division(), self.fps, str(output))
+        prompts = (self.prompt, self.negative)
+        return key_of(
+            self.checkpoint, self.settings, prompts=prompts, shape=self.plan.shape, more=named, place=self.place
+        )
+
+    def _division(self) -> object:
+        """How it is divided into windows."""
+        return None
+
+    def stages(self, speaker: console.Speaker) -> "Stages":
+        """The stages that it needs."""
+        device, dtype = self.place
+        keep = self.windows > 1 and not self.plan.keep_layers and self._fits_together()
+        return self.sampling.stages(self.checkpoint, device, dtype, speaker, self.plan, keep=keep)
+
+    def _fits_together(self) -> bool:
+        from dit_video.machine import memory_for
+        from dit_video.plan import weights_bytes
+
+        device, dtype = self.place
+        together = self.plan.nbytes + weights_bytes(self.checkpoint, dtype.itemsize)
+        return together < memory_for(device, self.sampling.memory)
+
+    def write(self, stages: "Stages", output: Path, unfinished: "Unfinished | None") -> "Result | Extended":
+        """Make the video; unfinished: where the state of denoising is kept meanwhile. Raises DvgenError."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneClip(Prepared):
+    """All frames are made at a time. images, fit: pictures that are frames of it. start: the clip that it begins
+    with."""
+
+    images: Sequence[Placed] = ()
+    fit: str = "cover"
+    start: ClipFile | None = None
+
+    def encoded(self, stages: "Stages") -> "Clip":
+        """The clip, with what is given of it. Raises DvgenError."""
+        from dit_video.clip import Clip
+        from dit_video.make import with_frames
+        from dvgen import pictures
+
+        shape, grid = self.plan.shape, self.checkpoint.grid
+        clip = Clip(prompt=self.prompt, negative=self.negative, shape=shape, seed=self.sampling.seed)
+        read = pictures.read(self.images)
+        given = pictures.given(read, shape, grid, self.fit, lambda _: None)
+        start = None if self.start is None else self.start.head(shape.num_frames)
+        return with_frames(stages, clip, given, pictures.seen(read, shape, grid), start)
+
+    def write(self, stages: "Stages", output: Path, unfinished: "Unfinished | None") -> "Result":
+        """See `Prepared`."""
+        from dit_video.make import make_clip
+        from dit_video.stages import explained_memory
+
+        with explained_memory(self.plan.shape):
+            clip = self.encoded(stages)
+        return make_clip(stages, clip, self.settings, output, **self._how(output, unfinished))
+
+    def write_latents(
+        self, stages: "Stages", clip: "Clip", latents: "Tensor", output: Path, unfinished: "Unfinished | None"
+    ) -> "Result":
+        """Make the video of latents (C, T, H, W) that are there. Raises DvgenError."""
+        from dit_video.make import write_clip
+
+        return write_clip(stages, clip, latents, self.settings, output, **self._how(output, unfinished))
+
+    def _how(self, output: Path, unfinished: "Unfinished | None") -> dict[str, Any]:
+        return {
+            "fps": self.fps,
+            "overwrite": self.sampling.overwrite,
+            "save_latents": self.sampling.latents_of(output),
+            "model": self.sampling.model.saved_name,
+            "tile": self.plan.tile,
+            "unfinished": unfinished,
+            "strict": self.sampling.strict,
+            "comment": self.comment,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windowed(Prepared):
+    """New frames beside those of clips, window by window.
+
+    first, second: the clips. backward, forward, loop: new frames before the first, after it, and from its end to the
+    second's beginning, or to its own.
+    """
+
+    first: ClipFile
+    second: ClipFile | None = None
+    backward: int = 0
+    forward: int = 0
+    loop: int = 0
+    division: "Windows"
+
+    def _division(self) -> object:
+        return self.division
+
+    def write(self, stages: "Stages", output: Path, unfinished: "Unfinished | None") -> "Extended":
+        """See `Prepared`."""
+        from dit_video.extend import connected, extended, head_frames, write_extended
+
+        maker = self._maker(stages, unfinished)
+        head = (self.second or self.first).head(head_frames(self.division))
+        if self.second:
+            frames = connected(maker, self.first.read(), self.second.read(), head, self.loop)
+        else:
+            new = {"backward": self.backward, "forward": self.forward, "loop": self.loop}
+            frames = extended(maker, self.first.read(), head, **new)
+        old = self.frames - self.backward - self.forward - self.loop
+        overwrite = self.sampling.overwrite
+        return write_extended(
+            maker, frames, output, fps=self.fps, old_frames=old, overwrite=overwrite, comment=self.comment
+        )
+
+    def _maker(self, stages: "Stages", unfinished: "Unfinished | None") -> "Maker":
+        from dit_video.extend import Maker
+
+        return Maker(
+            stages,
+            self.settings,
+            prompt=self.prompt,
+            negative=self.negative,
+            seed=self.sampling.seed,
+            size=self.first.size,
+            windows=self.division,
+            tile=self.plan.tile,
+            unfinished=unfinished,
+            strict=self.sampling.strict,
+        )
+
+
+Prepare = Callable[[Any, "Checkpoint", "Place", console.Speaker], Prepared]
+
+
+def make(request: Request, prepare: Prepare, speaker: console.Speaker) -> "Result | Extended":
+    """Carry out one command line. Raises DvgenError."""
+    speaker.progress("load program", 0, 1)
+    from dit_video import make as _  # noqa: F401 (what takes long to import)
+
+    checkpoint, place = request.sampling.open(), request.sampling.place()
+    speaker.progress("load program", 1, 1)
+    ready = prepare(request, checkpoint, place, speaker)
+    sampling, unfinished = request.sampling.go_on(ready.key(request.sampling.output), speaker)
+    ready = replace(ready, sampling=sampling)
+    output = sampling.output_of(ready.title, ready.frames, ready.fps)
+    sampling.tell_seed(speaker)
+    sampling.tell_size(checkpoint, ready.plan.shape, speaker)
+    speaker.note(what_it_takes(ready.plan, ready.settings, place[0], windows=ready.windows))
+    return ready.write(ready.stages(speaker), output, unfinished)
