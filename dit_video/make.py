@@ -166,7 +166,7 @@ def with_frames(
     seen: Mapping[int, np.ndarray] | None,
     start: np.ndarray | None,
 ) -> Clip:
-    """The clip with the latents of what is given, and of what it starts from."""
+    """The clip with the latents of what is given, and of what it starts from. Raises DvgenError."""
     if not given and start is None:
         return clip
     known = encode_given(stages, clip.shape, given, seen) if given else None
