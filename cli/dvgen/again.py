@@ -7,11 +7,8 @@ from typing import Annotated
 
 import typer
 
-from dvgen import console
+from dvgen import console, options, settings
 from dvgen.recipe import Recipe, recipe_in
-
-EXCLUSIVE = (("--frames", "--duration"), ("--model", "--random-weights"))
-"""Options of which one takes the place of the other."""
 
 
 def again(
@@ -19,9 +16,11 @@ def again(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="A video or picture that dvgen made.", show_default=False)
     ],
-    dry_run: Annotated[bool, typer.Option("--show", help="Print the command line, and run nothing.")] = False,
+    dry_run: Annotated[
+        bool, options.option("--show", None, "Print the command line, and run nothing.", setting=False)
+    ] = False,
 ) -> None:
-    """Make FILE again, by the recipe in it: unchanged, the frames are the same.
+    """Make FILE again, by the recipe in it: unchanged, the frames are the same, whatever the settings are.
 
     Every option of the command that made it can be given too, and goes before what the recipe says:
     dvgen again FILE --seed 8 -o other.mp4
@@ -36,13 +35,14 @@ def again(
     from dvgen.main import app
 
     expected = [line[0], f"--expected-model={recipe.model}", *line[1:]]
-    app(expected)
+    with settings.only(settings.HARMLESS):
+        app(expected)
 
 
 def command_line(recipe: Recipe, given: Sequence[str]) -> list[str]:
     """The command of a recipe, with the options that are given now instead of its own."""
     names = {word.partition("=")[0] for word in given if word.startswith("--")}
-    replaced = {other for pair in EXCLUSIVE for one, other in (pair, pair[::-1]) if one in names}
+    replaced = {f"--{other}" for name in names for other in settings.INSTEAD.get(name.removeprefix("--"), ())}
     end = recipe.line.index("--") if "--" in recipe.line else len(recipe.line)
     kept = [word for word in recipe.line[1:end] if word.partition("=")[0] not in names | replaced]
     return [recipe.line[0], *kept, *given, *recipe.line[end:]]

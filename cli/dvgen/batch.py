@@ -12,6 +12,7 @@ import typer
 from dit_video.errors import DvgenError, UsageError
 from dit_video.video.output import SUFFIXES, check_video
 from dvgen import chosen, console, jobs, options, sampling
+from dvgen.command import ClickUsageError
 from dvgen.jobs import Job
 from dvgen.recipe import read_recipe
 
@@ -75,12 +76,15 @@ def batch(
             metavar="JOBS", help='.txt, a prompt a line; .jsonl or .csv; or "-" for standard input.', show_default=False
         ),
     ],
-    out: Annotated[Path, options.option("--out", "DIR", "Where the videos go.")] = Path(),
-    name: Annotated[str, options.option("--name", "TEMPLATE", "Of a video, without its suffix.")] = NAME,
+    out: Annotated[Path, options.option("--out", "DIR", "Where the videos go.", of="batch")] = Path(),
+    name: Annotated[str, options.option("--name", "TEMPLATE", "Of a video, without its suffix.", of="batch")] = NAME,
     part: Annotated[
-        str | None, options.option("--shard", "I/N", "Only part I of N, for several machines.", show_default=False)
+        str | None,
+        options.option("--shard", "I/N", "Only part I of N, for several machines.", show_default=False, of="batch"),
     ] = None,
-    keep_going: Annotated[bool, options.option("--keep-going", None, "Go on after a job that fails.")] = False,
+    keep_going: Annotated[
+        bool, options.option("--keep-going", None, "Go on after a job that fails.", of="batch")
+    ] = False,
     overwrite: Annotated[bool, options.option("--overwrite", None, "Replace files that exist.")] = False,
     quiet: Annotated[bool, options.option("--quiet -q", None, "No progress and no notes.")] = False,
 ) -> None:
@@ -124,12 +128,13 @@ def _check_name(template: str) -> None:
 def _checked(every: Sequence[Job], common: Sequence[str], keep_going: bool, report: Report) -> Iterator[Task]:
     """The jobs whose options can be; of others it is said, and without `keep_going` nothing is begun."""
     alike: dict[str, Request] = {}  # of jobs that differ by their prompts and seeds alone
+    seed_of_all = _context(common, "").params["seed"]
     for job in every:
         own = json.dumps({name: value for name, value in sorted(job.given.items()) if name != "seed"})
         try:
             if own not in alike:
                 alike[own] = _request(job, common)
-            seed = job.given.get("seed", alike[own].sampling.seed if _names_seed(common) else job.index)
+            seed = job.given.get("seed", job.index if seed_of_all is None else seed_of_all)
             shared = replace(alike[own].sampling, seed=options.seed(str(seed)), seed_drawn=False)
             yield Task(job=job, request=replace(alike[own], prompt=options.text(job.prompt), sampling=shared))
         except DvgenError as error:
@@ -138,13 +143,18 @@ def _checked(every: Sequence[Job], common: Sequence[str], keep_going: bool, repo
             report.fail(job, error)
 
 
-def _names_seed(common: Sequence[str]) -> bool:
-    return any(word.partition("=")[0] == "--seed" for word in common)
+def _context(line: Sequence[str], prompt: str) -> Any:
+    """Click's context of a command line of `sample`. Raises UsageError."""
+    from dvgen.main import command_of
+
+    try:
+        return command_of("sample").make_context("sample", [*line, "--", prompt])
+    except ClickUsageError as error:
+        raise UsageError(error.format_message()) from None
 
 
 def _request(job: Job, common: Sequence[str]) -> "Request":
     """A job as a command line of `sample`. Raises DvgenError."""
-    from dvgen.main import ClickUsageError, command_of
     from dvgen.sample import request_of
 
     line = list(common)
@@ -153,16 +163,13 @@ def _request(job: Job, common: Sequence[str]) -> "Request":
         raise UsageError(f"command {command}: a batch makes videos with sample alone.")
     for name, value in given.items():
         for each in value if isinstance(value, list) else [value]:
-            if each is not False:
-                line.append(f"--{name}" if each is True else f"--{name}={each}")
-    try:
-        values = command_of("sample").make_context("sample", [*line, "--", job.prompt]).params
-    except ClickUsageError as error:
-        raise UsageError(error.format_message()) from None
+            flags = {True: f"--{name}", False: options.opposite(name)}
+            line.append(flags[each] if isinstance(each, bool) else f"--{name}={each}")
+    context = _context(line, job.prompt)
     for name in NOT_OF_A_JOB:
-        if values[name]:
+        if context.get_parameter_source(name).name == "COMMANDLINE":
             raise UsageError(f"--{name.replace('_', '-')}: is not for jobs.")
-    rest, shared = sampling.parsed(values)
+    rest, shared = sampling.parsed(context.params)
     return request_of(**rest, sampling=replace(shared, as_json=False, quiet=True))
 
 

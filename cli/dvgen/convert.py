@@ -25,17 +25,25 @@ def convert(
         str, typer.Argument(metavar="IN", help="The model: a folder, a file or a name.", show_default=False)
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.", show_default=False)],
-    layout: Annotated[str, _option("--layout", "NAME", f"{', '.join(LAYOUTS)}.", show_default=False)],
+    layout: Annotated[str, _option("--layout", "NAME", f"{', '.join(LAYOUTS)}.", show_default=False, of="convert")],
     dtype: Annotated[
-        str, _option("--dtype", "NAME", "float32, bfloat16 or float16, for every part; keep: as they are.")
+        str,
+        _option("--dtype", "NAME", "float32, bfloat16 or float16, for every part; keep: as they are.", of="convert"),
     ] = "keep",
     vae: Annotated[
-        Path | None, _option("--vae", "FILE", "The autoencoder of IN; looked for beside it without.")
+        Path | None, _option("--vae", "FILE", "The autoencoder of IN; looked for beside it without.", setting=False)
     ] = None,
-    text_encoder: Annotated[Path | None, _option("--text-encoder", "FILE", "The text encoder, as --vae.")] = None,
-    image_encoder: Annotated[Path | None, _option("--image-encoder", "FILE", "The image encoder, as --vae.")] = None,
+    text_encoder: Annotated[
+        Path | None, _option("--text-encoder", "FILE", "The text encoder, as --vae.", setting=False)
+    ] = None,
+    image_encoder: Annotated[
+        Path | None, _option("--image-encoder", "FILE", "The image encoder, as --vae.", setting=False)
+    ] = None,
     high_noise: Annotated[
-        Path | None, _option("--high-noise", "FILE", "The high-noise one of two transformers, where IN is the other.")
+        Path | None,
+        _option(
+            "--high-noise", "FILE", "The high-noise one of two transformers, where IN is the other.", setting=False
+        ),
     ] = None,
     overwrite: Annotated[bool, _option("--overwrite", None, "Replace a model that is in OUT.")] = False,
     as_json: Annotated[bool, _option("--json", None, "Print one JSON object instead of the path.")] = False,

@@ -37,11 +37,15 @@ def decode(
     ],
     output: Annotated[
         Path | None,
-        options.option("--output -o", "FILE", ".mp4, .webm, .gif, or .png for one frame.", show_default=False),
+        options.option(
+            "--output -o", "FILE", ".mp4, .webm, .gif, or .png for one frame.", show_default=False, setting=False
+        ),
     ] = None,
     model: Annotated[
         str | None,
-        options.option("--model -m", "NAME|PATH", "Another place of the model that made them.", show_default=False),
+        options.option(
+            "--model -m", "NAME|PATH", "Another place of the model that made them.", show_default=False, setting=False
+        ),
     ] = None,
     overwrite: Annotated[bool, options.option("--overwrite", None, "Replace files that exist.")] = False,
     strict: Annotated[

@@ -24,13 +24,18 @@ def download(
             metavar="NAME", help=f"OWNER/REPOSITORY of the hub, or one of {', '.join(hub.KNOWN)}.", show_default=False
         ),
     ],
-    yes: Annotated[bool, options.option("--yes -y", None, "Do not ask before the download begins.")] = False,
+    yes: Annotated[
+        bool, options.option("--yes -y", None, "Do not ask before the download begins.", of="download")
+    ] = False,
     to: Annotated[
-        Path | None, options.option("--to", "FOLDER", "Instead of the Hugging Face cache.", show_default=False)
+        Path | None,
+        options.option("--to", "FOLDER", "Instead of the Hugging Face cache.", show_default=False, of="download"),
     ] = None,
-    revision: Annotated[str, options.option("--revision", "REV", "A branch, a tag or a commit.")] = hub.MAIN,
+    revision: Annotated[
+        str, options.option("--revision", "REV", "A branch, a tag or a commit.", setting=False)
+    ] = hub.MAIN,
     dry_run: Annotated[
-        bool, options.option("--dry-run", None, "Show what would be fetched, and fetch nothing.")
+        bool, options.option("--dry-run", None, "Show what would be fetched, and fetch nothing.", setting=False)
     ] = False,
 ) -> None:
     """Fetch a model's configs, weights and tokenizer, and nothing else.

@@ -54,26 +54,33 @@ def evaluate(
         str, _option("--model -m", "NAME|PATH", "A diffusers folder that learnt the world.", complete=complete)
     ] = "default",
     lora: Annotated[list[str] | None, _option("--lora", "FILE[:STRENGTH]", loras.HELP, show_default=False)] = None,
-    prompts: Annotated[str, _option("--prompts", "N", "How many of the fixed prompts.")] = "300",
+    prompts: Annotated[str, _option("--prompts", "N", "How many of the fixed prompts.", of="eval")] = "300",
     split: Annotated[
-        str, _option("--split", "NAME", "held-out: combinations and wordings new to the model; or training.")
+        str, _option("--split", "NAME", "held-out: combinations and wordings new to the model; or training.", of="eval")
     ] = "held-out",
-    mode: Annotated[str, _option("--mode", "NAME", f"What is asked for: {', '.join(FRAMES)}.")] = "text",
-    objects: Annotated[str, _option("--objects", "1|2", "Things in every clip; 2: right when both are.")] = "1",
-    size: Annotated[str, _option("--size", "WxH", "Size of every clip.")] = "256x144",
+    mode: Annotated[str, _option("--mode", "NAME", f"What is asked for: {', '.join(FRAMES)}.", of="eval")] = "text",
+    objects: Annotated[
+        str, _option("--objects", "1|2", "Things in every clip; 2: right when both are.", of="eval")
+    ] = "1",
+    size: Annotated[str, _option("--size", "WxH", "Size of every clip.", of="eval")] = "256x144",
     frames: Annotated[
-        Text, _option("--frames", "N", "Length of every clip; 24, of extend 48, half of it given, of connect 36.")
+        Text,
+        _option("--frames", "N", "Length of every clip; 24, of extend 48, half of it given, of connect 36.", of="eval"),
     ] = None,
-    strength: Annotated[Text, _option("--strength", "0..1", "How much an edit may change.")] = None,
-    seed: Annotated[str, _option("--seed", "N", "Of the first clip; the others count up.")] = "0",
+    strength: Annotated[Text, _option("--strength", "0..1", "How much an edit may change.", of="eval")] = None,
+    seed: Annotated[str, _option("--seed", "N", "Of the first clip; the others count up.", of="eval")] = "0",
     steps: Annotated[Text, _option("--steps", "N", "This and the next three: the checkpoint's own without.")] = None,
     solver: Annotated[Text, _option("--solver", "NAME", f"{', '.join(limits.SOLVERS)}.")] = None,
     shift: Annotated[Text, _option("--shift", "F", "Above 1: more of the steps at high noise.")] = None,
     guidance: Annotated[Text, _option("--guidance", "F", "Guidance scale; 1 is none.")] = None,
-    reconstruct: Annotated[bool, _option("--reconstruct", None, "The autoencoder alone, on the true scenes.")] = False,
-    as_json: Annotated[Path | None, _option("--json", "FILE.json", "Also write the rates and every answer.")] = None,
+    reconstruct: Annotated[
+        bool, _option("--reconstruct", None, "The autoencoder alone, on the true scenes.", of="eval")
+    ] = False,
+    as_json: Annotated[
+        Path | None, _option("--json", "FILE.json", "Also write the rates and every answer.", setting=False)
+    ] = None,
     sheet: Annotated[
-        Path | None, _option("--sheet", "FILE.png", "Also draw the first clips, right ones green.")
+        Path | None, _option("--sheet", "FILE.png", "Also draw the first clips, right ones green.", setting=False)
     ] = None,
     overwrite: Annotated[bool, _option("--overwrite", None, "Replace files that exist.")] = False,
     dtype: Annotated[str, _option("--dtype", "NAME", "float32, bfloat16 or float16, for every stage.")] = "auto",

@@ -48,9 +48,11 @@ def extend(
     clip: Clip,
     prompt: Prompt = "",
     *,
-    forward: Annotated[Text, video_option("--forward", "FRAMES", "New frames after the clip.")] = None,
-    backward: Annotated[Text, video_option("--backward", "FRAMES", "New frames before it.")] = None,
-    loop: Annotated[Text, video_option("--loop", "FRAMES", "New frames that lead back to its beginning.")] = None,
+    forward: Annotated[Text, video_option("--forward", "FRAMES", "New frames after the clip.", setting=False)] = None,
+    backward: Annotated[Text, video_option("--backward", "FRAMES", "New frames before it.", setting=False)] = None,
+    loop: Annotated[
+        Text, video_option("--loop", "FRAMES", "New frames that lead back to its beginning.", setting=False)
+    ] = None,
     sampling: Sampling,
 ) -> None:
     """Make CLIP longer: after its end, before its beginning, or into a loop.
@@ -86,7 +88,7 @@ def connect(
     second: Annotated[Path, typer.Argument(metavar="B", help="The one to end with.")],
     prompt: Prompt = "",
     *,
-    frames: Annotated[Text, video_option("--frames", "N", "New frames between the two.")] = None,
+    frames: Annotated[Text, video_option("--frames", "N", "New frames between the two.", of="connect")] = None,
     fit: Annotated[Text, video_option("--fit", "RULE", "How B is made to fit A: cover, contain or stretch.")] = None,
     sampling: Sampling,
 ) -> None:

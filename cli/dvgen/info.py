@@ -12,7 +12,7 @@ import typer
 from dit_video.checkpoints.places import find_checkpoint, is_diffusers, is_model
 from dit_video.errors import CheckpointError, MediaError
 from dit_video.video.output import SUFFIXES
-from dvgen import console
+from dvgen import console, options
 from dvgen.recipe import read_recipe
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def info(
             show_default=False,
         ),
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Annotated[bool, options.option("--json", None, "Print one JSON object.")] = False,
 ) -> None:
     """Show what a checkpoint is and knows, from its headers alone, or the size and coding of a video or picture."""
     file = Path(path)

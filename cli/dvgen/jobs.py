@@ -100,22 +100,22 @@ def _job(where: str, found: Mapping[str, Any]) -> _Line:
     prompt = given.pop("prompt", None)
     if not isinstance(prompt, str):
         raise UsageError(f"{where}: has no prompt; every job needs one.")
-    return where, prompt, {name: _written(where, name, value) for name, value in given.items()}
+    return where, prompt, {name: written(where, name, value) for name, value in given.items()}
 
 
-def _written(where: str, name: str, value: Any) -> str | bool | list[str]:
-    """A value as it would be typed."""
+def written(where: str, name: str, value: Any) -> str | bool | list[str]:
+    """A value of a file as it would be typed. Raises UsageError."""
     if isinstance(value, bool):
         return value
     if isinstance(value, int | float):
-        return f"{value:.17g}" if isinstance(value, float) else str(value)
+        return options.typed(value)
     if isinstance(value, str):
         return value
     if isinstance(value, list) and all(isinstance(each, int | float) and not isinstance(each, bool) for each in value):
-        return ",".join(f"{each:.17g}" for each in value)
+        return ",".join(map(options.typed, value))
     if isinstance(value, list) and all(isinstance(each, str) for each in value):
         return list(value)
-    raise UsageError(f"{where}: {name} is {json.dumps(value)}, which no option takes.")
+    raise UsageError(f"{where}: {name} is {json.dumps(value, default=str)}, which no option takes.")
 
 
 def shard(jobs: Sequence[Job], text: str) -> list[Job]:

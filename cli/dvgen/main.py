@@ -5,6 +5,7 @@ Nothing heavy is imported when it starts: `--help` answers at once, and bad inpu
 
 import signal
 import sys
+from functools import cache
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +16,7 @@ from dit_video.errors import DvgenError
 from dvgen import (
     again,
     batch,
+    config,
     console,
     convert,
     decode,
@@ -29,11 +31,9 @@ from dvgen import (
     scenes,
     train,
 )
+from dvgen.command import ClickUsageError, Command
 
 process.prepare()  # none of these has imported torch
-
-# Click's class of wrong usage, wherever this version of Typer keeps Click.
-ClickUsageError: Any = typer.BadParameter.__mro__[1]
 
 INTERRUPTED = 130  # the shell's convention: 128 + SIGINT
 
@@ -92,18 +92,19 @@ def main(
 
 
 app.command(cls=sample.Command)(sample.sample)
-app.command()(extend.extend)
-app.command()(extend.connect)
-app.command()(edit.edit)
-app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(batch.batch)
-app.command()(decode.decode)
-app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(again.again)
-app.command()(info.info)
-app.command()(convert.convert)
-app.command()(models.models)
-app.command()(download.download)
-app.command("eval")(evaluate.evaluate)
-app.command()(scenes.scenes)
+app.command(cls=Command)(extend.extend)
+app.command(cls=Command)(extend.connect)
+app.command(cls=Command)(edit.edit)
+app.command(cls=Command, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(batch.batch)
+app.command(cls=Command)(decode.decode)
+app.command(cls=Command, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(again.again)
+app.command(cls=Command)(info.info)
+app.command(cls=Command)(convert.convert)
+app.command(cls=Command)(models.models)
+app.command(cls=Command)(download.download)
+app.command("eval", cls=Command)(evaluate.evaluate)
+app.command(cls=Command)(scenes.scenes)
+app.command(cls=Command)(config.config)
 app.add_typer(train.app, name="train")
 
 
@@ -120,6 +121,12 @@ def run() -> None:
     app(prog_name="dvgen")
 
 
+@cache
+def group() -> Any:
+    """All commands, for those that read the options of others."""
+    return typer.main.get_command(app)
+
+
 def command_of(name: str) -> Any:
     """A command by its name, for another one that reads its options."""
-    return typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+    return group().commands[name]

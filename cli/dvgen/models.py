@@ -7,12 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
-
 from dit_video.checkpoints.files import read_json
 from dit_video.checkpoints.places import SUFFIXES, cached_snapshots, find_checkpoint, is_diffusers, is_model
 from dit_video.errors import CheckpointError, DvgenError
-from dvgen import console
+from dvgen import console, options
 from dvgen.download import size
 
 if TYPE_CHECKING:
@@ -48,7 +46,7 @@ class Found:
     missing: str | None = None
 
 
-def models(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
+def models(as_json: Annotated[bool, options.option("--json", None, "Print one JSON object.")] = False) -> None:
     """List the models that --model opens: the shipped one, those in weights/, and those in the Hugging Face cache.
 
     Only headers are read. What lacks something is listed with what it lacks, and files that are parts of models apart.

@@ -47,10 +47,15 @@ def option(
     panel: str | None = None,
     show_default: bool = True,
     hidden: bool = False,
+    setting: bool = True,
+    of: str = "",
     complete: Callable[[str], list[str]] | None = None,
 ) -> Any:
-    """An option and its line of help; a flag has no `metavar`. complete: what a shell may offer for the beginning of a
-    value."""
+    """An option and its line of help; a flag has no `metavar`.
+
+    setting: whether it can be given beforehand, see `settings`; not where it is about one video. of: the command, where
+    the name means something else than in others. complete: what a shell may offer for the beginning of a value.
+    """
     return typer.Option(
         *names.split(),
         metavar=metavar or "",
@@ -58,13 +63,31 @@ def option(
         rich_help_panel=panel,
         show_default=show_default,
         hidden=hidden,
+        envvar=variable(f"{of} {names.split()[0]}") if setting and not hidden else None,
+        show_envvar=False,
         autocompletion=complete,
     )
+
+
+def variable(name: str) -> str:
+    """The variable of the environment for an option, DVGEN_GUIDANCE_INTERVAL."""
+    return "_".join(["DVGEN", *re.findall(r"\w+", name.upper())])
+
+
+def opposite(name: str) -> str:
+    """The flag that turns another one off: --no-overwrite, and --recipe for --no-recipe."""
+    return f"--{name.removeprefix('no-')}" if name.startswith("no-") else f"--no-{name}"
 
 
 def given(text: str | None, parse: Callable[[str], T]) -> T | None:
     """`parse(text)`, or None for an option that was not given."""
     return None if text is None else parse(text)
+
+
+def typed(value: float) -> str:
+    """A number as it would be typed, so that exactly it is read back; a whole one without a point."""
+    whole = isinstance(value, int) or (value.is_integer() and abs(value) < 1e15)
+    return str(int(value)) if whole else repr(value)
 
 
 def fps(text: str) -> float:

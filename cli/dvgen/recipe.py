@@ -10,6 +10,7 @@ from typing import Any
 
 import dit_video
 from dit_video.errors import MediaError
+from dvgen.options import typed
 
 KIND = "dvgen"
 CHUNK = 2**20
@@ -75,7 +76,7 @@ def _written(value: Any) -> str:
     if isinstance(value, tuple):
         return ",".join(map(_written, value))
     if isinstance(value, float):
-        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
+        return typed(value)
     return str(value)
 
 

@@ -7,11 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from dit_video.errors import UsageError
 from dit_video.shapes import VideoShape, parse_size
-from dvgen import console, options, pictures, prepared
+from dvgen import command, console, options, pictures, prepared
 from dvgen.sampling import Sampling, Text, video_option, with_sampling
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ class Word(str):
     """An argument as it came, which is told from others with the same letters."""
 
 
-class Command(TyperCommand):
+class Command(command.Command):
     """`sample`, which answers a prompt without quotes with the command line that was meant."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -73,7 +72,9 @@ def sample(
     fps: Annotated[Text, video_option("--fps", "F", "Frames per second.")] = None,
     image: Annotated[
         list[str] | None,
-        video_option("--image", "FILE[@FRAME]", "A picture to animate: the first frame, @last, or @N; repeatable."),
+        video_option(
+            "--image", "FILE[@FRAME]", "A picture to animate: the first frame, @last, or @N; repeatable.", setting=False
+        ),
     ] = None,
     fit: Annotated[Text, video_option("--fit", "RULE", pictures.FIT_HELP)] = None,
     sampling: Sampling,

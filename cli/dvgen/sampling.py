@@ -320,7 +320,9 @@ def _options(
     lora: Annotated[list[str] | None, _files("--lora", "FILE[:STRENGTH]", loras.HELP)] = None,
     lora_high: Annotated[list[str] | None, _files("--lora-high", "FILE[:STRENGTH]", loras.HIGH_HELP)] = None,
     lora_low: Annotated[list[str] | None, _files("--lora-low", "FILE[:STRENGTH]", loras.LOW_HELP)] = None,
-    output: Annotated[Path | None, _files("--output -o", "FILE", ".mp4, .webm, .gif, or .png for one frame.")] = None,
+    output: Annotated[
+        Path | None, _files("--output -o", "FILE", ".mp4, .webm, .gif, or .png for one frame.", setting=False)
+    ] = None,
     keep_latents: Annotated[
         bool, _files("--keep-latents", None, "Leave the latents beside the video; `dvgen decode` makes it of them.")
     ] = False,
@@ -329,7 +331,7 @@ def _options(
         bool, _files("--fresh", None, "Begin anew where the same command was broken off, instead of going on.")
     ] = False,
     save_latents: Annotated[
-        Path | None, _files("--save-latents", "FILE.safetensors", "Also write the latents.")
+        Path | None, _files("--save-latents", "FILE.safetensors", "Also write the latents.", setting=False)
     ] = None,
     strict: Annotated[
         bool, _files("--strict", None, "A video that is black, or in which nothing moves, is an error.")

@@ -13,19 +13,21 @@ MAX_COUNT = 1_000_000
 
 def scenes(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new or empty folder.", show_default=False)],
-    count: Annotated[str, typer.Option(metavar="N", help="How many.")] = "16",
-    seed: Annotated[str, typer.Option(metavar="N", help="Scene i of a seed is always the same.")] = "0",
+    count: Annotated[str, options.option("--count", "N", "How many.", of="scenes")] = "16",
+    seed: Annotated[str, options.option("--seed", "N", "Scene i of a seed is always the same.", of="scenes")] = "0",
     size: Annotated[
-        str | None, typer.Option(metavar="WxH", help="One size for all; mixed native sizes without it.")
+        str | None, options.option("--size", "WxH", "One size for all; mixed native sizes without it.", of="scenes")
     ] = None,
     frames: Annotated[
-        str | None, typer.Option(metavar="N", help="One length for all; 1 to 97 frames, mixed, without it.")
+        str | None,
+        options.option("--frames", "N", "One length for all; 1 to 97 frames, mixed, without it.", of="scenes"),
     ] = None,
-    fps: Annotated[str, typer.Option(metavar="F", help="Frames per second.")] = "12",
+    fps: Annotated[str, options.option("--fps", "F", "Frames per second.", of="scenes")] = "12",
     held_out: Annotated[
-        bool, typer.Option("--held-out", help="Combinations and wordings that are kept out of training.")
+        bool,
+        options.option("--held-out", None, "Combinations and wordings that are kept out of training.", of="scenes"),
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and the result only.")] = False,
+    quiet: Annotated[bool, options.option("--quiet -q", None, "Print errors and the result only.")] = False,
 ) -> None:
     """Write scenes of the training world: 000000.mp4 (.png for one frame) and its caption in 000000.txt, and so on."""
     total = options.whole("--count", count, 1, MAX_COUNT)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dvgen import console, options
+from dvgen.command import Command
 
 if TYPE_CHECKING:
     from dit_video.train.dry_run import DryRun
@@ -18,18 +19,14 @@ app = typer.Typer(help="Train an autoencoder or a transformer from a TOML config
 Config = Annotated[
     Path, typer.Argument(metavar="CONFIG.toml", help="What to train, on what, how long.", show_default=False)
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and the result only.")]
-Lora = Annotated[
-    str | None,
-    options.option("--lora", "RANK", "Only train low-rank changes of the model in init_from.", show_default=False),
-]
+Resume = Annotated[bool, options.option("--resume", None, "Go on from the run's last checkpoint.", setting=False)]
+Quiet = Annotated[bool, options.option("--quiet -q", None, "Print errors and the result only.")]
 DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Only say what it would take: clips, tokens, memory, time.")
+    bool, options.option("--dry-run", None, "Only say what it would take: clips, tokens, memory, time.", setting=False)
 ]
 
 
-@app.command()
+@app.command(cls=Command)
 def autoencoder(config: Config, resume: Resume = False, dry_run: DryRunOption = False, quiet: Quiet = False) -> None:
     """Train the causal video autoencoder on the procedural world, or on folders of videos and pictures."""
     from dit_video.train.config import AutoencoderConfig, load_config
@@ -47,7 +44,7 @@ def autoencoder(config: Config, resume: Resume = False, dry_run: DryRunOption = 
     _say(training.train(wanted, resume=resume, report=_reporter(speaker), note=note))
 
 
-@app.command()
+@app.command(cls=Command)
 def dit(
     config: Config,
     resume: Resume = False,
@@ -56,7 +53,11 @@ def dit(
     lora: Annotated[
         str | None,
         options.option(
-            "--lora", "RANK", "Train low-rank changes of the model that init_from names.", show_default=False
+            "--lora",
+            "RANK",
+            "Train low-rank changes of the model that init_from names.",
+            show_default=False,
+            setting=False,
         ),
     ] = None,
 ) -> None:
