@@ -15,7 +15,8 @@ import time
 import torch
 from torch import Tensor
 
-from dit_video.models.wan.dit import DiTConfig, WanDiT
+from dit_video.models.wan.configs import DiTConfig
+from dit_video.models.wan.dit import WanDiT
 from dit_video.nn import attention, fusion
 
 CONFIG = DiTConfig(dim=256, ffn_dim=1024, num_heads=4, num_layers=10, in_dim=32, out_dim=32, text_dim=128)

@@ -39,7 +39,8 @@ def measure(options: argparse.Namespace) -> None:
     import torch
     from diffusers import AutoencoderKLWan
 
-    from dit_video.models.wan.vae import VAEConfig, WanVAE
+    from dit_video.models.wan.configs import VAEConfig
+    from dit_video.models.wan.vae import WanVAE
     from dit_video.models.wan.vae_layouts import diffusers_config, diffusers_layout
     from dit_video.shapes import parse_size
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dit_video.models.wan.dit import DiTConfig, WanDiT
+from dit_video.models.wan.configs import DiTConfig
+from dit_video.models.wan.dit import WanDiT
 from dit_video.nn import attention
 from dit_video.train.config import DiTTrainConfig, load_config
 from dit_video.train.dit import dit_config

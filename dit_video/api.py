@@ -27,10 +27,10 @@ from dit_video.clip import Clip, Settings, prompts_of, settings_of
 from dit_video.decode import decode_frames
 from dit_video.denoise import sample_latents
 from dit_video.errors import UsageError
-from dit_video.extend import Maker, Windows, connected, extended, head_frames
+from dit_video.extend import Maker, connected, extended
 from dit_video.given import Placed, given, seen, size_of, warn_untrained
-from dit_video.known import check_beside
-from dit_video.machine import memory_for, pick_device, pick_dtype
+from dit_video.groups import check_beside
+from dit_video.machine import dtype_name, memory_for, pick_device, pick_dtype
 from dit_video.make import with_frames
 from dit_video.models import open_checkpoint
 from dit_video.models.wan.defaults import PRESETS
@@ -42,6 +42,7 @@ from dit_video.stages import Progress, Stages, explained_memory
 from dit_video.text.cache import made_by, users_cache
 from dit_video.video.fit import fit_frames
 from dit_video.video.io import WrittenVideo, read_picture, read_video, write_video
+from dit_video.windows import Windows, head_frames
 
 Picture = str | Path | np.ndarray  # a file, or (H, W, 3) uint8
 Frames = str | Path | np.ndarray  # a file, or (T, H, W, 3) uint8
@@ -299,7 +300,7 @@ class Model:
                 device=self.device,
                 keep=keep,
                 keep_layers=plan.keep_layers,
-                cache=users_cache(made_by(files, self.dtype, self.device)) if files else None,
+                cache=users_cache(made_by(files, dtype_name(self.dtype), self.device.type)) if files else None,
                 progress=self.progress,
                 note=_LOG.info,
                 warn=_warn,

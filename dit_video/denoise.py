@@ -14,9 +14,10 @@ from torch import Tensor
 from dit_video.clip import Clip, Settings, prompts_of
 from dit_video.errors import CheckpointError, UndefinedNumbers, UsageError
 from dit_video.flow.guidance import guided, needs_guidance
-from dit_video.flow.levels import NUM_TRAIN_TIMESTEPS, Levels, flow_levels
+from dit_video.flow.levels import Levels, flow_levels
+from dit_video.flow.ramps import NUM_TRAIN_TIMESTEPS
 from dit_video.flow.solvers import SOLVERS, State
-from dit_video.known import BESIDE
+from dit_video.groups import BESIDE
 from dit_video.plan import PACK_TOKENS
 from dit_video.prompts import encode_prompts
 from dit_video.stages import Checkpoint, Stages

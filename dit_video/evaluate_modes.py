@@ -18,7 +18,7 @@ from dit_video.clip import Clip, Settings
 from dit_video.decode import decode_frames
 from dit_video.denoise import sample_latents
 from dit_video.evaluate import SHEET_CLIPS, SHEET_FRAMES, Answer, Question
-from dit_video.extend import Maker, Windows, connected, extended, head_frames
+from dit_video.extend import Maker, connected, extended
 from dit_video.known import encode_frames
 from dit_video.make import encode_given
 from dit_video.nn.pixels import pad_frames
@@ -28,6 +28,7 @@ from dit_video.scenes.render import render
 from dit_video.scenes.world import COLOURS
 from dit_video.shapes import VideoShape
 from dit_video.stages import Progress, Stages
+from dit_video.windows import Windows, head_frames
 
 NO_JUMP = 0.02  # of the diagonal
 

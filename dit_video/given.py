@@ -77,7 +77,7 @@ def given(
     """
     import numpy as np
 
-    from dit_video.known import frames_of, group_of
+    from dit_video.groups import frames_of, group_of
     from dit_video.video.fit import fit_frames, what_fits
 
     check_frames([image for image, _ in images], shape.num_frames)
@@ -109,7 +109,7 @@ def given(
 
 def seen(images: "Sequence[tuple[Placed, np.ndarray]]", shape: VideoShape, grid: Grid) -> "Mapping[int, np.ndarray]":
     """The pictures as they came, by the latent frames that they are given for."""
-    from dit_video.known import group_of
+    from dit_video.groups import group_of
 
     return {group_of(image.of(shape.num_frames), grid.stride[0]): pixels for image, pixels in images}
 

@@ -12,7 +12,7 @@ Models that were made to animate pictures (Wan 2.1 and 2.2 I2V and FLF2V) take w
 every latent of the clip has more channels, which say what is given and what it is, and no latent is replaced.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dit_video.errors import UsageError
 from dit_video.nn.pixels import pad_frames, to_video
 from dit_video.shapes import Grid, VideoShape
 
@@ -55,16 +54,6 @@ class Known:
         )
 
 
-def group_of(frame: int, stride: int) -> int:
-    """The latent frame that frame number `frame` belongs to; `stride` frames to a group after the first."""
-    return -(-frame // stride)
-
-
-def frames_of(group: int, stride: int) -> range:
-    """The frames of a latent frame: one of the first, `stride` of each other."""
-    return range(0, 1) if group == 0 else range((group - 1) * stride + 1, group * stride + 1)
-
-
 @torch.no_grad()
 def encode_known(vae: "WanVAE", grid: Grid, shape: VideoShape, given: Mapping[int, np.ndarray]) -> Known:
     """The latents of what is given of a clip of `shape`.
@@ -93,28 +82,6 @@ def encode_frames(vae: "WanVAE", frames: np.ndarray) -> Tensor:
     """Normalised latents (C, t, h, w), float32 on the CPU, of frames (T, H, W, 3) uint8 on the autoencoder's grid."""
     like = next(vae.parameters())
     return vae.encode(to_video(frames[None]).to(like.device, like.dtype), chunk=1)[0].float().cpu()
-
-
-BESIDE = {
-    "first": "animates an image, which is the first frame, and takes no other",
-    "first and last": "leads from one image, the first frame, to another, the last",
-    "first or both": "animates an image, which is the first frame, and takes another as the last",
-}
-"""Which frames are given to models that take them beside the noise, by `DescribedModel.known_frames`: in words."""
-
-
-def check_beside(known_frames: str, frames: Collection[int], num_frames: int, advice: str = "") -> None:
-    """Refuses frames of a clip that cannot be given beside the noise, or are too few; known_frames: a key of BESIDE.
-
-    Raises:
-        UsageError: it says what can be given, and then the advice.
-    """
-    ends = {0, num_frames - 1}
-    possible = {"first": [{0}], "first and last": [ends], "first or both": [{0}, ends]}[known_frames]
-    if known_frames == "first and last" and num_frames == 1:
-        raise UsageError(f"this model {BESIDE[known_frames]}, and there is one frame; the nearest is 2.")
-    if set(frames) not in possible:
-        raise UsageError(f"this model {BESIDE[known_frames]}{advice}.")
 
 
 @torch.no_grad()

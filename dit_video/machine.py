@@ -4,16 +4,18 @@ import os
 import re
 import sys
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from dit_video.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
 
 PROGRAM_BYTES = 450_000_000  # of this program and its libraries: 260 MB were measured, and what small tensors leave
 RESERVE_BYTES = 512_000_000  # of what is free, for everything else on the machine
 
 
-def peak_memory(device: torch.device) -> dict[str, int]:
+def peak_memory(device: "torch.device") -> dict[str, int]:
     """The most memory of this process so far, in bytes: "host" where the system counts it, "device" on CUDA."""
     found: dict[str, int] = {}
     if sys.platform != "win32":
@@ -22,6 +24,8 @@ def peak_memory(device: torch.device) -> dict[str, int]:
         unit = 1 if sys.platform == "darwin" else 1024
         found["host"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     if device.type == "cuda":
+        import torch
+
         found["device"] = torch.cuda.max_memory_allocated(device)
     return found
 
@@ -32,12 +36,14 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(phrase in str(error).lower() for phrase in phrases)
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str) -> "torch.device":
     """The device of "auto" (CUDA where there is one, else the CPU: nothing was ever run on MPS), "cpu", "cuda", "mps".
 
     Raises:
         UsageError: this machine does not have it.
     """
+    import torch
+
     present = devices()
     if name != "auto" and name not in present:
         raise UsageError(f"--device {name}: PyTorch finds no such device on this machine; the nearest is {present[0]}.")
@@ -46,12 +52,16 @@ def pick_device(name: str) -> torch.device:
 
 def devices() -> list[str]:
     """The kinds of device that PyTorch finds on this machine, the fastest first."""
+    import torch
+
     found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     return [kind for kind, here in found.items() if here]
 
 
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+def pick_dtype(name: str, device: "torch.device") -> "torch.dtype":
     """The dtype of that name; "auto" is bfloat16 where the hardware multiplies it faster, else float32."""
+    import torch
+
     if name != "auto":
         return getattr(torch, name)
     if device.type == "cpu":
@@ -60,7 +70,12 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
-def memory_for(device: torch.device, limit: int | None) -> int:
+def dtype_name(dtype: "torch.dtype") -> str:
+    """Its name without the library's, as options take it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def memory_for(device: "torch.device", limit: int | None) -> int:
     """The bytes that a stage may take: of `limit` for the whole process, or of what is free, less a reserve."""
     if limit is not None:
         return max(limit - (PROGRAM_BYTES if device.type == "cpu" else 0), 0)
@@ -68,9 +83,11 @@ def memory_for(device: torch.device, limit: int | None) -> int:
     return free - min(RESERVE_BYTES, free // 10)
 
 
-def available_memory(device: torch.device) -> int:
+def available_memory(device: "torch.device") -> int:
     """The memory of a device that can be had now, in bytes; for the CPU at most what its control group may use."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.mem_get_info(device)[0]
     if not hasattr(os, "sysconf"):
         return 2**63 - 1  # Windows does not say; nothing is refused there

@@ -12,7 +12,8 @@ from torch import Tensor
 from dit_video.clip import Clip, Settings, prompts_of
 from dit_video.decode import save_latents_of, write_decoded
 from dit_video.denoise import OnDenoised, sample_latents
-from dit_video.known import Known, check_beside, encode_beside, encode_frames, encode_known
+from dit_video.groups import check_beside
+from dit_video.known import Known, encode_beside, encode_frames, encode_known
 from dit_video.machine import peak_memory
 from dit_video.nn.pixels import pad_frames
 from dit_video.prompts import read_prompts

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
     from dit_video.checkpoints.headers import Summary
     from dit_video.checkpoints.parts import Keep, Layers
-    from dit_video.models.wan.dit import DiTConfig
-    from dit_video.models.wan.vae import VAEConfig
+    from dit_video.models.wan.configs import DiTConfig, VAEConfig
 
 DECODER_WORK = 24  # frames of features of the decoder's last level alive at a time, of one tile
 DECODER_PAST = 16  # frames of them that it keeps as its memory of the past, of all tiles

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from dit_video.stages import Reading, Stages
 from dit_video.text.cache import Embedded
-from dit_video.text.encoders import MAX_LENGTH
+from dit_video.text.files import MAX_LENGTH
 
 
 def encode_prompts(stages: Stages, prompts: list[str]) -> list[Tensor]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from dit_video.errors import UsageError
 
+Size3 = tuple[int, int, int]  # of time, height and width
+
 MIN_SIDE = 16
 MAX_SIDE = 16_384
 MIN_TILE = 24  # latents on a side of the windows that large frames are decoded in

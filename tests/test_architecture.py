@@ -12,7 +12,10 @@ LAYERS = (
     ("errors", "shapes", "atomic", "claims", "cache", "limits"),
     ("nn", "flow", "checkpoints", "text", "video", "scenes"),
     ("models",),
-    ("machine", "plan", "known", "given", "clip", "unfinished", "stages", "prompts", "denoise", "decode", "preview"),
+    (
+        *("machine", "plan", "groups", "windows", "known", "given", "clip", "unfinished"),
+        *("stages", "prompts", "denoise", "decode", "preview"),
+    ),
     ("make", "extend", "api"),
     ("train", "evaluate", "evaluate_modes"),
     ("dvgen",),
@@ -123,18 +126,33 @@ def test_heavy_packages_have_one_owner():
                 assert room(module_name(path)) == OWNERS[package], f"{path.relative_to(ROOT)} imports {package}"
 
 
-def test_the_command_line_imports_nothing_heavy():
+def reached_from(*begin: str) -> set[str]:
+    """The modules of ours that are imported with these; none of them imports anything heavy at that."""
     files = {module_name(path): path for path in sources()}
-    reached, waiting = set(), {"dvgen.main", "dvgen.__main__"}
+    reached, waiting = set(), set(begin)
     while waiting:
         name = waiting.pop()
         reached.add(name)
         names = imported(files[name], at_import=True)
         heavy = {found.split(".")[0] for found in names} & HEAVY
-        assert not heavy, f"{name} imports {', '.join(sorted(heavy))} when dvgen starts"
+        assert not heavy, f"{name} imports {', '.join(sorted(heavy))} when it is imported"
         packages = {".".join(found.split(".")[:n]) for found in names for n in range(1, 5)}
         waiting |= {found for found in packages if found in files} - reached
+    return reached
+
+
+def test_the_command_line_imports_nothing_heavy():
+    reached = reached_from("dvgen.main", "dvgen.__main__")
     assert {"dvgen.sample", "dvgen.train", "dit_video.errors", "dit_video.shapes"} <= reached
+
+
+def test_a_checkpoint_is_described_without_anything_heavy():
+    """Headers and configs tell what a run will be, long before torch is needed."""
+    opening = [f"dit_video.models.wan.{name}" for name in ("pipeline", "folder", "release", "random")]
+    rooms = ("plan", "machine", "clip", "given", "windows", "flow.ramps", "text.cache")
+    planning = [f"dit_video.{name}" for name in rooms]
+    reached = reached_from("dit_video.models", *opening, *planning)
+    assert {"dit_video.checkpoints.formats", "dit_video.text.image_files"} <= reached
 
 
 def test_the_walk_sees_a_wrong_import(tmp_path):

@@ -200,7 +200,7 @@ class _Run:
 
     def run(self) -> None:
         """Make all of them."""
-        from dit_video.machine import memory_for
+        from dit_video.machine import dtype_name, memory_for
         from dit_video.plan import tokens_together, weights_bytes
         from dit_video.prompts import encode_prompts
         from dit_video.stages import Stages
@@ -225,7 +225,7 @@ class _Run:
             device=device,
             keep=keep,
             keep_layers=largest.keep_layers,
-            cache=users_cache(made_by(files, dtype, device)) if files else None,
+            cache=users_cache(made_by(files, dtype_name(dtype), device.type)) if files else None,
             note=self.speaker.note,
             warn=self.speaker.warn,
         )

@@ -14,7 +14,7 @@ from dvgen import clips, console, options, pictures, prepared
 from dvgen.sampling import Sampling, Text, video_option, with_sampling
 
 if TYPE_CHECKING:
-    from dit_video.extend import Windows
+    from dit_video.windows import Windows
     from dvgen.prepared import Checkpoint, Place
 
 Clip = Annotated[Path, typer.Argument(metavar="CLIP", help="A video, or a picture.", show_default=False)]
@@ -126,7 +126,7 @@ def prepare(request: Request, checkpoint: "Checkpoint", place: "Place", speaker:
     Raises:
         DvgenError: so it is.
     """
-    from dit_video.extend import Windows
+    from dit_video.windows import Windows
 
     sampling, note = request.sampling, speaker.note
     clip = clips.open_clip(request.clip, "A" if request.second else "CLIP", note, fps=checkpoint.defaults.fps)
@@ -181,7 +181,7 @@ def _line(request: Request) -> dict[str, Any]:
 
 def _check_beside(known_frames: str, request: Request, windows: "Windows") -> None:
     """Refuses what a model that takes pictures beside the noise cannot make. Raises UsageError."""
-    from dit_video.known import BESIDE, check_beside
+    from dit_video.groups import BESIDE, check_beside
 
     for count, given in ((request.backward, [1]), (request.forward, [0]), (request.loop, [0, 1])):
         if count:

@@ -73,7 +73,7 @@ def check_beside(images: Sequence[Placed], known_frames: str, num_frames: int) -
     Raises:
         UsageError: it says what to give.
     """
-    from dit_video.known import check_beside
+    from dit_video.groups import check_beside
 
     check_frames(images, num_frames)
     advice = {"first": "", "first and last": " and --image FILE@last", "first or both": ", or also --image FILE@last"}

@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dit_video.clip import Clip, Settings
-    from dit_video.extend import Extended, Maker, Windows
+    from dit_video.extend import Extended, Maker
     from dit_video.make import Result
     from dit_video.models.wan.pipeline import WanCheckpoint
     from dit_video.models.wan.random import RandomCheckpoint
     from dit_video.plan import Plan
     from dit_video.stages import Stages
     from dit_video.unfinished import Unfinished
+    from dit_video.windows import Windows
 
     Checkpoint = WanCheckpoint | RandomCheckpoint
     Place = tuple[torch.device, torch.dtype]
@@ -191,7 +192,8 @@ class Windowed(Prepared):
 
     def write(self, stages: "Stages", output: Path, unfinished: "Unfinished | None") -> "Extended":
         """See `Prepared`."""
-        from dit_video.extend import connected, extended, head_frames, write_extended
+        from dit_video.extend import connected, extended, write_extended
+        from dit_video.windows import head_frames
 
         maker = self._maker(stages, unfinished)
         head = (self.second or self.first).head(head_frames(self.division))

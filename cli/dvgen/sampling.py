@@ -174,6 +174,8 @@ class Sampling:
         """
         if self.no_recipe:
             return None
+        from dit_video.machine import dtype_name
+
         device, dtype = place
         how = {
             "negative": self.negative_of(checkpoint),
@@ -184,7 +186,7 @@ class Sampling:
             "shift": settings.shift,
             "guidance": settings.guidance,
             "guidance-interval": settings.guidance_interval,
-            "dtype": str(dtype).removeprefix("torch."),
+            "dtype": dtype_name(dtype),
             "device": device.type,
         }
         options = {**video, **how, **self.model.line()}
@@ -241,6 +243,7 @@ class Sampling:
         keep: bool = False,
     ) -> "Stages":
         """The checkpoint's stages, to be loaded as the plan says."""
+        from dit_video.machine import dtype_name
         from dit_video.stages import Stages
         from dit_video.text.cache import made_by, users_cache
 
@@ -256,7 +259,7 @@ class Sampling:
             device=device,
             keep=keep,
             keep_layers=plan.keep_layers,
-            cache=users_cache(made_by(files, dtype, device)) if files else None,
+            cache=users_cache(made_by(files, dtype_name(dtype), device.type)) if files else None,
             progress=speaker.progress,
             note=speaker.note,
             warn=warn,

@@ -8,7 +8,7 @@ wrote the file may have meant harm, and most damaged files are merely cut short.
 import json
 import math
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,23 +179,30 @@ def read_numbers(file: Path, tensors: Iterable[TensorInfo]) -> dict[str, float]:
         CheckpointError: a tensor has more elements or none, or is of a dtype that is read in other ways only.
     """
     tensors = list(tensors)
-    if not tensors:
-        return {}
+    for info in tensors:
+        if info.numel != 1 or info.dtype not in _FORMATS:
+            rule = f"it must be one number, one of {', '.join(_FORMATS)}"
+            raise CheckpointError(f"{file}: {info.name!r} is {list(info.shape)} of {info.dtype}; {rule}.")
     found = {}
+    for info, data in zip(tensors, read_bytes(file, tensors), strict=True):
+        if info.dtype == "BF16":  # the upper half of a float32
+            data = b"\0\0" + data
+        (value,) = struct.unpack(f"<{_FORMATS[info.dtype]}", data)
+        found[info.name] = float(value)
+    return found
+
+
+def read_bytes(file: Path, tensors: Iterable[TensorInfo]) -> Iterator[bytes]:
+    """What is stored of small tensors, read without torch; of a file that `read_header` accepts."""
+    tensors = list(tensors)
+    if not tensors:
+        return
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(length))
         for info in tensors:
-            if info.numel != 1 or info.dtype not in _FORMATS:
-                rule = f"it must be one number, one of {', '.join(_FORMATS)}"
-                raise CheckpointError(f"{file}: {info.name!r} is {list(info.shape)} of {info.dtype}; {rule}.")
             stream.seek(8 + length + header[info.name]["data_offsets"][0])
-            data = stream.read(info.nbytes)
-            if info.dtype == "BF16":  # the upper half of a float32
-                data = b"\0\0" + data
-            (value,) = struct.unpack(f"<{_FORMATS[info.dtype]}", data)
-            found[info.name] = float(value)
-    return found
+            yield stream.read(info.nbytes)
 
 
 def reason(error: Exception) -> str:

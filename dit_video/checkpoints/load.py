@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dit_video.checkpoints.files import save_tensors, some
+from dit_video.checkpoints.formats import loadable
 from dit_video.checkpoints.headers import FLOATS, TensorInfo
 from dit_video.checkpoints.keymap import Layout, whole_name
-from dit_video.checkpoints.stored import Stored, loadable
+from dit_video.checkpoints.stored import Stored
 from dit_video.checkpoints.stream import StoredRows, Stream, copied, install, install_rows
 from dit_video.checkpoints.transfer import Held, Transfer
 from dit_video.errors import CheckpointError

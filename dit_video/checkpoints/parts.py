@@ -10,11 +10,11 @@ from functools import cached_property
 from pathlib import Path
 
 from dit_video.checkpoints.files import some
+from dit_video.checkpoints.formats import SAFETENSORS, describe
 from dit_video.checkpoints.fused import apart
 from dit_video.checkpoints.headers import BYTES, Summary, TensorInfo, read_metadata, summarize
 from dit_video.checkpoints.keymap import Layout
 from dit_video.checkpoints.quantised import peeled
-from dit_video.checkpoints.stored import SAFETENSORS, describe
 from dit_video.errors import CheckpointError
 
 

@@ -8,12 +8,12 @@ bits without a scale is a plain cast.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from dit_video.checkpoints.headers import TensorInfo
-from dit_video.checkpoints.stored import Stored
+from dit_video.checkpoints.formats import SAFETENSORS
+from dit_video.checkpoints.headers import TensorInfo, read_bytes
 from dit_video.errors import CheckpointError
 
 FORMATS = {
@@ -60,18 +60,29 @@ def _formats(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> 
     try:
         for layer, about in json.loads(metadata.get(METADATA, "{}")).get("layers", {}).items():
             found[layer] = about["format"]
-        if told := [info for name, info in tensors.items() if name.rpartition(".")[2] == _FORMAT]:
-            with Stored(told[0].file) as stored:
-                for info in told:
-                    if info.dtype != "U8" or info.numel > 10_000:
-                        raise ValueError(f"{info.name!r} is no text")
-                    found[info.name.rpartition(".")[0]] = json.loads(bytes(stored.get(info).tolist()))["format"]
+        told = [info for name, info in tensors.items() if name.rpartition(".")[2] == _FORMAT]
+        for info in told:
+            if info.dtype != "U8" or info.numel > 10_000:
+                raise ValueError(f"{info.name!r} is no text")
+        for info, text in zip(told, _texts(told), strict=True):
+            found[info.name.rpartition(".")[0]] = json.loads(text)["format"]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file}: what it says of its quantisation is damaged ({error}).") from error
     if unknown := sorted({str(kind) for kind in found.values() if kind not in FORMATS}):
         known = ", ".join(FORMATS)
         raise CheckpointError(f"{file}: is quantised as {unknown[0]!r}, which is not supported; {known} are.")
     return found
+
+
+def _texts(told: Sequence[TensorInfo]) -> Iterator[bytes]:
+    """The bytes of tensors of one file; without torch, but of a pickle."""
+    if told and told[0].file.suffix.lower() in SAFETENSORS:
+        yield from read_bytes(told[0].file, told)
+        return
+    from dit_video.checkpoints.stored import read_tensor
+
+    for info in told:
+        yield bytes(read_tensor(info).tolist())
 
 
 def _checked(info: TensorInfo, scale: TensorInfo | None, kind: str | None) -> TensorInfo:

@@ -1,14 +1,9 @@
-"""Tensors in the file formats that people have: safetensors, GGUF, and the pickles of PyTorch.
+"""Tensors of files, see `formats`, read one by one.
 
-`describe` says what a file holds without reading the numbers, `Stored` reads them tensor by tensor. Both keep to maps
-of the file: nothing is in memory before it is asked for.
-
-GGUF (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md) is read by the `gguf` package. Its files for diffusion
-models keep the original names, shapes with the last axis first, and where a shape had to be changed the original one in
-`comfy.gguf.orig_shape.NAME`. Pickles are read with `weights_only`, which runs no code of theirs.
+They are maps of the file: nothing is in memory before it is asked for.
+Pickles are read with `weights_only`, which runs no code of theirs.
 """
 
-import math
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -21,16 +16,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dit_video.checkpoints.headers import BYTES, FLOATS, TensorInfo, read_header, reason
-from dit_video.checkpoints.places import SUFFIXES
+from dit_video.checkpoints.formats import PICKLES, first_line, gguf_reader, stamp
+from dit_video.checkpoints.headers import BYTES, TensorInfo, reason
 from dit_video.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from gguf import GGUFReader
     from numpy import ndarray
-
-SAFETENSORS = (".safetensors", ".sft")
-PICKLES = (".pth", ".pt", ".bin")
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -40,23 +31,6 @@ DTYPES = {
 """By the codes of safetensors, which this package gives all tensors that are not quantised in blocks."""
 
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
-_ORIGINAL_SHAPE = "comfy.gguf.orig_shape."
-
-
-def describe(file: Path) -> dict[str, TensorInfo]:
-    """The tensors of a file by name, whatever its format.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, of an unknown format, or a pickle with code in it.
-    """
-    kind = file.suffix.lower()
-    if kind in SAFETENSORS:
-        return read_header(file)
-    if kind == ".gguf":
-        return _describe_gguf(file)
-    if kind in PICKLES:
-        return _describe_pickle(file)
-    raise CheckpointError(f"{file}: is none of the formats that are read, which end in {', '.join(SUFFIXES)}.")
 
 
 class Stored:
@@ -70,7 +44,7 @@ class Stored:
         if kind == ".gguf":
             self._read, self._read_rows = _gguf_tensors(file)
         elif kind in PICKLES:
-            self._read = _pickled(*_stamp(file)).__getitem__
+            self._read = _pickled(*stamp(file)).__getitem__
         else:
             from safetensors import safe_open
 
@@ -163,15 +137,6 @@ def scaled(tensor: Tensor, scale: Tensor) -> Tensor:
     return (blocks * scale[:, None, :, None]).view(tensor.shape)
 
 
-def _stamp(file: Path) -> tuple[Path, int, int]:
-    """What tells whether a file is still the one that was read. Raises CheckpointError."""
-    try:
-        found = file.stat()
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read ({reason(error)}).") from error
-    return file, found.st_size, found.st_mtime_ns
-
-
 # Pickles.
 
 
@@ -186,7 +151,7 @@ def _pickled(file: Path, size: int, modified: int) -> dict[str, Tensor]:
         detail = "it holds code" if "Unsupported" in str(error) or "weights_only" in str(error) else "it is damaged"
         raise CheckpointError(f"{file}: is not a file of tensors alone ({detail}); nothing of it was run.") from error
     except Exception as error:  # zip and pickle files can be wrong in every way
-        raise CheckpointError(f"{file}: cannot be read ({_first_line(error)}); fetch the file again.") from error
+        raise CheckpointError(f"{file}: cannot be read ({first_line(error)}); fetch the file again.") from error
     if isinstance(found, dict) and set(found) == {"state_dict"}:
         found = found["state_dict"]
     if not isinstance(found, dict) or not all(
@@ -196,9 +161,10 @@ def _pickled(file: Path, size: int, modified: int) -> dict[str, Tensor]:
     return found
 
 
-def _describe_pickle(file: Path) -> dict[str, TensorInfo]:
+def describe_pickle(file: Path) -> dict[str, TensorInfo]:
+    """The tensors of a file that torch.save wrote. Raises CheckpointError."""
     tensors = {}
-    for name, tensor in _pickled(*_stamp(file)).items():
+    for name, tensor in _pickled(*stamp(file)).items():
         if tensor.dtype not in _CODES:
             raise CheckpointError(f"{file}: tensor {name!r} has the dtype {tensor.dtype}, which is not supported.")
         code, shape = _CODES[tensor.dtype], tuple(tensor.shape)
@@ -206,46 +172,7 @@ def _describe_pickle(file: Path) -> dict[str, TensorInfo]:
     return tensors
 
 
-def _first_line(error: Exception) -> str:
-    return (reason(error).splitlines() or [type(error).__name__])[0]
-
-
 # GGUF.
-
-
-@lru_cache(maxsize=2)
-def _gguf(file: Path, size: int, modified: int) -> "GGUFReader":
-    from gguf import GGUFReader
-
-    try:
-        return GGUFReader(file, "c")  # copy on write: torch wants memory that it may write to
-    except Exception as error:  # the package checks little: wrong numbers end as any error
-        raise CheckpointError(f"{file}: is not a GGUF file, or damaged ({_first_line(error)}).") from error
-
-
-def gguf_field(file: Path, name: str) -> Any:
-    """A value of a GGUF file's metadata, None where it has none. Raises CheckpointError."""
-    field = _gguf(*_stamp(file)).get_field(name)
-    try:
-        return None if field is None else field.contents()
-    except Exception as error:
-        raise CheckpointError(f"{file}: its field {name!r} is damaged ({_first_line(error)}).") from error
-
-
-def _describe_gguf(file: Path) -> dict[str, TensorInfo]:
-    tensors = {}
-    for tensor in _gguf(*_stamp(file)).tensors:
-        shape = tuple(int(side) for side in reversed(tensor.shape.tolist()))
-        original = gguf_field(file, _ORIGINAL_SHAPE + tensor.name)
-        if original is not None:
-            if math.prod(original) != math.prod(shape):
-                raise CheckpointError(f"{file}: tensor {tensor.name!r} is {list(shape)}, which is not {original}.")
-            shape = tuple(original)
-        kind = tensor.tensor_type.name
-        tensors[tensor.name] = TensorInfo(
-            name=tensor.name, dtype=kind, shape=shape, file=file, nbytes=int(tensor.n_bytes)
-        )
-    return tensors
 
 
 def _gguf_tensors(file: Path) -> tuple[Callable[[str], Tensor], Callable[[str, Tensor], Tensor]]:
@@ -253,7 +180,7 @@ def _gguf_tensors(file: Path) -> tuple[Callable[[str], Tensor], Callable[[str, T
     from gguf import GGMLQuantizationType, dequantize
 
     plain = (GGMLQuantizationType.F32, GGMLQuantizationType.F16)
-    by_name = {tensor.name: tensor for tensor in _gguf(*_stamp(file)).tensors}
+    by_name = {tensor.name: tensor for tensor in gguf_reader(*stamp(file)).tensors}
 
     def numbers(kind: GGMLQuantizationType, data: "ndarray") -> Tensor:
         if kind == GGMLQuantizationType.BF16:
@@ -267,9 +194,3 @@ def _gguf_tensors(file: Path) -> tuple[Callable[[str], Tensor], Callable[[str, T
         return numbers(by_name[name].tensor_type, by_name[name].data[index.numpy()])
 
     return read, read_rows
-
-
-def loadable(info: TensorInfo) -> bool:
-    """Whether a tensor stands for real numbers: floats, or what is quantised and has its scale, in its blocks (GGUF) or
-    beside it."""
-    return info.dtype in FLOATS or info.is_quantised

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dit_video.flow.levels import shifted
+from dit_video.flow.ramps import shifted
 
 NEARLY_NOISE = 0.98
 """The level from which on clips hold so little of the picture that the caption decides nearly everything."""

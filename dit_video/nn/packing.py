@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dit_video.nn.patch import Size3
 from dit_video.nn.rope import rope_table
+from dit_video.shapes import Size3
 
 
 @dataclass(frozen=True, kw_only=True)

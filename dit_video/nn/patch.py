@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-Size3 = tuple[int, int, int]
+from dit_video.shapes import Size3
 
 
 def token_grid(latent: Tensor, patch: Size3) -> Size3:

@@ -5,14 +5,16 @@ import hashlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from dit_video import atomic
 from dit_video.cache import users_folder
 from dit_video.checkpoints.files import fingerprint
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_BYTES = 2**30
 
@@ -24,7 +26,7 @@ class Embedded:
     embedding: (L, dim) on the CPU. unknown: the words that the encoder never learnt. cut: its end was not read.
     """
 
-    embedding: Tensor
+    embedding: "Tensor"
     unknown: list[str]
     cut: bool
 
@@ -45,6 +47,8 @@ class EmbeddingCache:
 
     def read(self, prompt: str) -> Embedded | None:
         """What was made of a prompt; None where there is nothing that can be read."""
+        import torch
+
         path = self.path(prompt)
         try:
             found = torch.load(path, weights_only=True)
@@ -56,6 +60,8 @@ class EmbeddingCache:
 
     def write(self, prompt: str, embedded: Embedded) -> None:
         """Keep what was made of a prompt. Raises OSError."""
+        import torch
+
         path = self.path(prompt)
         path.parent.mkdir(parents=True, exist_ok=True)
         found = {"embedding": embedded.embedding.cpu().clone(), "unknown": embedded.unknown, "cut": embedded.cut}
@@ -70,9 +76,12 @@ class EmbeddingCache:
         return self.folder / name[:2] / f"{name}.pt"
 
 
-def made_by(files: Iterable[Path], dtype: torch.dtype, device: torch.device) -> str:
-    """Says which encoder it is: by its files as they are now, and what else its numbers depend on."""
-    return repr((torch.__version__, dtype, device.type, fingerprint(files)))
+def made_by(files: Iterable[Path], dtype: str, device: str) -> str:
+    """Says which encoder it is: by its files as they are now, and what else its numbers depend on.
+
+    dtype, device: names, such as "float32" and "cuda".
+    """
+    return repr((version("torch"), dtype, device, fingerprint(files)))
 
 
 def users_cache(made_by: str) -> EmbeddingCache | None:

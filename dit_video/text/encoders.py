@@ -16,22 +16,20 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor
 
-from dit_video.checkpoints.files import read_headers, read_json
+from dit_video.checkpoints.files import read_json
 from dit_video.checkpoints.headers import TensorInfo
 from dit_video.checkpoints.load import load_into
 from dit_video.checkpoints.parts import Keep, Part
 from dit_video.checkpoints.stored import read_tensor
 from dit_video.checkpoints.stream import Stream
 from dit_video.errors import CheckpointError
-from dit_video.text.layouts import TRANSFORMERS, text_config, text_part
+from dit_video.text.files import LAYERS, MAX_LENGTH, ROWS, folder_part
+from dit_video.text.layouts import text_config
 from dit_video.text.spiece import parse_sentencepiece, read_gguf_tokenizer, read_sentencepiece
 
 if TYPE_CHECKING:
     from transformers.models.t5.modeling_t5 import T5EncoderModel
     from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
-
-MAX_LENGTH = 512  # of Wan, special tokens included
-LAYERS, ROWS = "encoder.block", "shared"  # the names of the list of its layers, and of its embedding
 
 
 def clean_prompt(text: str) -> str:
@@ -144,16 +142,6 @@ class TextEncoder:
         return [*words, *(c for c in symbols if c not in "".join(words))]
 
 
-def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds a file that `load_tokenizer` reads."""
-    return bool(tokenizer_files(folder))
-
-
-def tokenizer_files(folder: Path) -> list[Path]:
-    """The files of a folder that `load_tokenizer` reads; the first one is enough."""
-    return [file for name in ("tokenizer.json", "spiece.model") if (file := folder / name).is_file()]
-
-
 def load_tokenizer(source: Path | TensorInfo) -> Tokenizer:
     """`tokenizer.json` of a folder, else its `spiece.model`; or what a GGUF file or a tensor of bytes carries.
 
@@ -174,16 +162,6 @@ def load_tokenizer(source: Path | TensorInfo) -> Tokenizer:
     if (file := source / "spiece.model").is_file():
         return read_sentencepiece(file)
     raise CheckpointError(f"{source}: holds neither tokenizer.json nor spiece.model.")
-
-
-def folder_part(folder: Path) -> Part:
-    """The encoder in a folder of transformers.
-
-    Raises:
-        CheckpointError: a file is missing or damaged.
-    """
-    read_json(folder / "config.json")
-    return text_part(Part(where=folder, layout=TRANSFORMERS, tensors=read_headers(folder, "model"))).part
 
 
 def _encoder_class(fields: Mapping[str, Any], where: Path) -> tuple[Any, Any]:

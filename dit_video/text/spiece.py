@@ -12,7 +12,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import Unigram
 
-from dit_video.checkpoints.stored import gguf_field
+from dit_video.checkpoints.formats import gguf_field
 from dit_video.errors import CheckpointError
 
 _NORMAL, _UNKNOWN, _BYTE = 1, 2, 6  # SentencePiece.Type

@@ -13,7 +13,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import WordLevel
 from torch import Tensor
 
-from dit_video.text.encoders import MAX_LENGTH, quiet_transformers
+from dit_video.text.encoders import quiet_transformers
+from dit_video.text.files import MAX_LENGTH
 
 if TYPE_CHECKING:
     from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel

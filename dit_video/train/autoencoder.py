@@ -20,7 +20,8 @@ from torch import Tensor
 
 from dit_video.checkpoints.files import load_tensors, save_tensors
 from dit_video.errors import CheckpointError, DvgenError, UsageError
-from dit_video.models.wan.vae import VAEConfig, WanVAE
+from dit_video.models.wan.configs import VAEConfig
+from dit_video.models.wan.vae import WanVAE
 from dit_video.nn.pixels import pad_frames, to_frames, to_video
 from dit_video.shapes import Grid, VideoShape, round_up
 from dit_video.train import distributed, linear_code

@@ -177,7 +177,7 @@ class FilesConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderArch:
-    """Geometry of the causal VAE to train from scratch: see `models.wan.vae.VAEConfig`."""
+    """Geometry of the causal VAE to train from scratch: see `models.wan.configs.VAEConfig`."""
 
     dim: int = 32
     decoder_dim: int = 32

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dit_video.errors import CheckpointError
-from dit_video.flow.levels import NUM_TRAIN_TIMESTEPS
+from dit_video.flow.ramps import NUM_TRAIN_TIMESTEPS
 from dit_video.models.wan.pipeline import WanCheckpoint
 from dit_video.models.wan.vae import WanVAE
 

@@ -16,9 +16,10 @@ from dit_video.clip import Clip, Settings
 from dit_video.decode import decode_frames
 from dit_video.denoise import sample_latents
 from dit_video.errors import CheckpointError
-from dit_video.flow.levels import NUM_TRAIN_TIMESTEPS
 from dit_video.flow.loss import add_noise, flow_loss, sample_sigmas
-from dit_video.models.wan.dit import DiTConfig, WanDiT
+from dit_video.flow.ramps import NUM_TRAIN_TIMESTEPS
+from dit_video.models.wan.configs import DiTConfig
+from dit_video.models.wan.dit import WanDiT
 from dit_video.models.wan.pipeline import WanCheckpoint
 from dit_video.models.wan.vae import WanVAE
 from dit_video.nn import fusion

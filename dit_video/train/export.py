@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dit_video.models.wan.folder import save_folder
+from dit_video.models.wan.save import save_folder
 from dit_video.scenes.world import BACKGROUNDS, COLOURS, MOTIONS, SHAPES
 
 if TYPE_CHECKING:

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from dit_video.checkpoints.lora import FILE, save_lora
 from dit_video.errors import CheckpointError
 from dit_video.models import open_checkpoint
+from dit_video.models.wan.configs import VAEConfig
 from dit_video.models.wan.dit import WanDiT
 from dit_video.models.wan.layouts import DIFFUSERS
 from dit_video.models.wan.pipeline import WanCheckpoint
-from dit_video.models.wan.vae import VAEConfig, WanVAE
+from dit_video.models.wan.vae import WanVAE
 from dit_video.shapes import Grid
 from dit_video.text.encoders import TextEncoder
 from dit_video.text.images import ImageEncoder

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dit_video.machine import dtype_name
 from dit_video.models.wan.pipeline import WanCheckpoint
 from dit_video.text.cache import Embedded, EmbeddingCache, made_by
 from dit_video.train import distributed
@@ -39,7 +40,7 @@ class TextCache:
         self.checkpoint, self.note = checkpoint, note
         self.dtype, self.device = dtype, torch.device(device)
         self.encoder: TextEncoder | None = None
-        self.cache = EmbeddingCache(folder, made_by(checkpoint.text_files, dtype, self.device))
+        self.cache = EmbeddingCache(folder, made_by(checkpoint.text_files, dtype_name(dtype), self.device.type))
 
     def fill(self, captions: Sequence[str], rank: int = 0, world: int = 1) -> None:
         """Embed what is not there yet, each process its share of it, and free the encoder; returns when all is there.

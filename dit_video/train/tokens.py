@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dit_video.nn.patch import Size3, token_grid
+from dit_video.nn.patch import token_grid
+from dit_video.shapes import Size3
 from dit_video.train.config import DiTTrainConfig
 
 # Noise levels between which the loss weight of objects fades out: above, where an object is cannot be seen in the

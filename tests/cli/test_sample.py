@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from dit_video.evaluate import SPLITS
-from dit_video.flow.levels import CONVENTIONS
+from dit_video.flow.ramps import CONVENTIONS
 from dit_video.flow.solvers import SOLVERS
 
 ROOT = Path(__file__).parents[2]

@@ -18,22 +18,20 @@ from dit_video.checkpoints.keymap import detect
 from dit_video.checkpoints.parts import Part, split
 from dit_video.errors import CheckpointError
 from dit_video.models import open_checkpoint
-from dit_video.text.images import (
+from dit_video.text.image_files import (
     FOLDER_LAYOUTS,
     IMAGE_LAYOUTS,
     ORIGINAL,
     PLAIN,
     PREFIXED,
     ImageConfig,
-    ImageEncoder,
     Preparation,
-    _build,
     image_config_of,
     image_fields,
     image_rows,
     preparation_of,
-    prepare,
 )
+from dit_video.text.images import ImageEncoder, _build, prepare
 from dit_video.text.layouts import TEXT_LAYOUTS
 from tests.tiny import tiny_i2v_folder
 

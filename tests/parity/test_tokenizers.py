@@ -14,7 +14,7 @@ from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer
 from transformers.utils.sentencepiece_model_pb2_new import ModelProto
 
-from dit_video.checkpoints.stored import describe
+from dit_video.checkpoints.formats import describe
 from dit_video.text.encoders import clean_prompt, load_tokenizer
 
 PHRASES = (

@@ -8,8 +8,9 @@ from diffusers import AutoencoderKLWan
 from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 
 from dit_video.errors import DvgenError
+from dit_video.models.wan.configs import VAEConfig
 from dit_video.models.wan.inferred import vae_from_shapes
-from dit_video.models.wan.vae import VAEConfig, WanVAE
+from dit_video.models.wan.vae import WanVAE
 from dit_video.models.wan.vae_layouts import (
     WAN_2_1_VAE,
     WAN_2_2_VAE,

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dit_video.models.wan.dit import DiTConfig, WanDiT
+from dit_video.models.wan.configs import DiTConfig
+from dit_video.models.wan.dit import WanDiT
 from dit_video.models.wan.layouts import DIFFUSERS, config_from_diffusers, config_to_diffusers
 from dit_video.nn.activation import GELU
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
-from dit_video.models.wan.vae import VAEConfig, WanVAE
+from dit_video.models.wan.configs import VAEConfig
+from dit_video.models.wan.vae import WanVAE
 from dit_video.models.wan.vae_layouts import diffusers_config, diffusers_layout, from_diffusers_config
 
 GATE = 2e-5

@@ -5,7 +5,8 @@ import dataclasses
 import torch
 import torch.nn.functional as F
 
-from dit_video.models.wan.dit import DiTConfig, WanDiT
+from dit_video.models.wan.configs import DiTConfig
+from dit_video.models.wan.dit import WanDiT
 from dit_video.train.grow import deepened
 from dit_video.train.optim import build_optimizers
 

@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from dit_video.clip import Settings
-from dit_video.extend import Maker, Windows, connected, extended, head_frames
+from dit_video.extend import Maker, connected, extended
 from dit_video.models.wan.random import RandomCheckpoint
 from dit_video.shapes import Grid
 from dit_video.stages import Stages
+from dit_video.windows import Windows, head_frames
 
 CPU = torch.device("cpu")
 WIDTH, HEIGHT = 50, 40

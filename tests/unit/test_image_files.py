@@ -25,7 +25,7 @@ from dit_video.models import contents, open_checkpoint
 from dit_video.models.wan.pipeline import WanCheckpoint
 from dit_video.shapes import VideoShape
 from dit_video.stages import Stages
-from dit_video.text.images import Preparation
+from dit_video.text.image_files import Preparation
 from tests.tiny import tiny_i2v_folder
 from tests.unit.test_convert import assert_equal, made, of_a_release, stored
 from tests.unit.test_wan_release import narrow_heads, original_dit, original_folder, original_vae, write_tokenizer

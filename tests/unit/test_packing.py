@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from dit_video.models.wan.dit import UNSEEN, DiTConfig, WanDiT
+from dit_video.models.wan.configs import DiTConfig
+from dit_video.models.wan.dit import UNSEEN, WanDiT
 from dit_video.nn.packing import make_pack, pack_tokens, unpack_tokens
 
 CONFIG = DiTConfig(dim=80, ffn_dim=96, num_heads=4, num_layers=3, in_dim=6, out_dim=6, freq_dim=32, text_dim=24)

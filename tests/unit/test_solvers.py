@@ -8,7 +8,8 @@ from torch import Tensor
 
 from dit_video.errors import UsageError
 from dit_video.flow.guidance import guided, needs_guidance
-from dit_video.flow.levels import CONVENTIONS, Levels, flow_levels
+from dit_video.flow.levels import Levels, flow_levels
+from dit_video.flow.ramps import CONVENTIONS
 from dit_video.flow.solvers import SOLVERS, State
 
 MEAN = torch.linspace(-2, 2, 7, dtype=torch.float64)

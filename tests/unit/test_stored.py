@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dit_video.checkpoints.formats import describe, gguf_field, loadable
 from dit_video.checkpoints.headers import read_metadata
 from dit_video.checkpoints.quantised import peeled
-from dit_video.checkpoints.stored import Stored, describe, gguf_field, loadable, read_tensor
+from dit_video.checkpoints.stored import Stored, read_tensor
 from dit_video.errors import CheckpointError
 
 TENSORS = {

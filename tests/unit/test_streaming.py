@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from dit_video.checkpoints.formats import describe
 from dit_video.checkpoints.headers import TensorInfo
 from dit_video.checkpoints.parts import Keep, Part
-from dit_video.checkpoints.stored import Stored, describe
+from dit_video.checkpoints.stored import Stored
 from dit_video.checkpoints.stream import copied
 from dit_video.checkpoints.transfer import Held, Transfer
 from dit_video.clip import Clip, Settings

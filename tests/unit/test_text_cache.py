@@ -9,6 +9,7 @@ import torch
 
 from dit_video.clip import Clip, Settings
 from dit_video.denoise import sample_latents
+from dit_video.machine import dtype_name
 from dit_video.models import open_checkpoint
 from dit_video.models.wan.pipeline import WanCheckpoint
 from dit_video.shapes import VideoShape
@@ -36,7 +37,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def sample(folder: Path, *prompts: str, dtype: torch.dtype = torch.float32) -> tuple[list[torch.Tensor], list[str]]:
     """Latents, and what was said. A model opened anew stands for another process."""
     checkpoint, said = open_checkpoint(folder), []
-    cache = users_cache(made_by(checkpoint.text_files, dtype, CPU))
+    cache = users_cache(made_by(checkpoint.text_files, dtype_name(dtype), CPU.type))
     stages = Stages(checkpoint, dtype=dtype, device=CPU, cache=cache, note=said.append, warn=said.append)
     shape = VideoShape(num_frames=5, height=32, width=32)
     clips = [Clip(prompt=prompt, negative="blue", shape=shape, seed=1) for prompt in prompts]

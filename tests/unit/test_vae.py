@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dit_video.errors import DvgenError, UsageError
-from dit_video.models.wan.vae import VAEConfig, WanVAE
+from dit_video.models.wan.configs import VAEConfig
+from dit_video.models.wan.vae import WanVAE
 from dit_video.nn.tiling import OVERLAP, windows
 
 SHAPES = {

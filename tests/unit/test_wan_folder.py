@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 
 from dit_video.errors import CheckpointError
 from dit_video.models import open_checkpoint
-from dit_video.models.wan.folder import save_folder
 from dit_video.models.wan.layouts import config_to_diffusers
 from dit_video.models.wan.pipeline import WanCheckpoint
+from dit_video.models.wan.save import save_folder
 from dit_video.models.wan.vae_layouts import diffusers_config
 from dit_video.models.wan.variants import VARIANTS
 from dit_video.shapes import Grid
-from dit_video.text.images import Preparation
+from dit_video.text.image_files import Preparation
 from tests.tiny import (
     tiny_experts_folder,
     tiny_i2v_experts_folder,
@@ -348,7 +348,7 @@ def test_interrupted_save_leaves_the_old_folder(tiny: dict[str, Path], folder: P
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dit_video.text.vocabulary.save_tokenizer", interrupted)
+    monkeypatch.setattr("dit_video.models.wan.save.save_tokenizer", interrupted)
     parts = {"dit": source.load_dit(**HERE), "vae": source.load_vae(**HERE), "text": text.module}
     with pytest.raises(KeyboardInterrupt):
         save_folder(folder, **parts, tokenizer=text.tokenizer, defaults={}, shift=1.0)

@@ -18,7 +18,7 @@ from dit_video.models.wan import inferred
 from dit_video.models.wan.layouts import DIFFUSERS
 from dit_video.models.wan.pipeline import WanCheckpoint
 from dit_video.models.wan.vae_layouts import diffusers_layout
-from dit_video.text import images
+from dit_video.text import image_files
 from tests.tiny import tiny_experts_folder, tiny_i2v_experts_folder, tiny_wan21_folder
 
 HERE: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
@@ -41,7 +41,7 @@ WAN = inferred.WAN_2_1_VAE
 @pytest.fixture(autouse=True)
 def narrow_heads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inferred, "HEAD_DIM", 16)
-    monkeypatch.setattr(images, "HEAD_DIM", 10)
+    monkeypatch.setattr(image_files, "HEAD_DIM", 10)
 
 
 def tensors(folder: Path, part: str) -> dict[str, Tensor]:

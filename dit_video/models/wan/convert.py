@@ -28,8 +28,9 @@ from dit_video.checkpoints.places import comfy_name, is_diffusers
 from dit_video.checkpoints.stored import DTYPES, read_tensor
 from dit_video.checkpoints.write import SHARD_BYTES, Planned, Tensors, nbytes, planned, write_shards
 from dit_video.errors import CheckpointError
+from dit_video.models.wan.configs import DiTConfig
 from dit_video.models.wan.defaults import RELEASES, Defaults
-from dit_video.models.wan.dit import DiTConfig, WanDiT
+from dit_video.models.wan.dit import WanDiT
 from dit_video.models.wan.folder import model_index, scheduler_config
 from dit_video.models.wan.inferred import dit_from_original, dit_from_shapes, vae_from_shapes
 from dit_video.models.wan.layouts import (
@@ -44,8 +45,8 @@ from dit_video.models.wan.vae import WanVAE
 from dit_video.models.wan.vae_layouts import diffusers_config, diffusers_layout, original_layout
 from dit_video.models.wan.variants import VARIANTS
 from dit_video.text.encoders import load_tokenizer
-from dit_video.text.images import ORIGINAL as IMAGE_ORIGINAL
-from dit_video.text.images import (
+from dit_video.text.image_files import ORIGINAL as IMAGE_ORIGINAL
+from dit_video.text.image_files import (
     ORIGINAL_PREFIX,
     PLAIN,
     PREFIXED,

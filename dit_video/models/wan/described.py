@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 from dit_video.checkpoints.headers import Summary
 from dit_video.checkpoints.lora import Fitted
 from dit_video.errors import CheckpointError
+from dit_video.models.wan.configs import DiTConfig, VAEConfig
 from dit_video.models.wan.defaults import Defaults
-from dit_video.models.wan.dit import DiTConfig
-from dit_video.models.wan.vae import VAEConfig
 from dit_video.shapes import Grid, VideoShape
 
 if TYPE_CHECKING:

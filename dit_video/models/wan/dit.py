@@ -20,52 +20,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dit_video.models.wan.configs import DiTConfig
 from dit_video.nn.activation import GELU
 from dit_video.nn.adaln import gated_add, modulated_norm, timestep_embedding
 from dit_video.nn.attention import attention
 from dit_video.nn.packing import Pack, make_pack, pack_tokens, unpack_tokens
-from dit_video.nn.patch import Size3, patchify, token_grid, unpatchify
+from dit_video.nn.patch import patchify, token_grid, unpatchify
 from dit_video.nn.rope import rms_norm_rotate
 from dit_video.nn.streaming import layers_with
 
 Pair = tuple[Tensor, Tensor]  # of keys and values
 
 GUARD = 30.0  # the weight of the query's norm in the channels that keep the padding out
-
-
-@dataclass(frozen=True, kw_only=True)
-class DiTConfig:
-    """The shape of the transformer; field names are the original release's.
-
-    in_dim: channels of a latent, and those that models which animate pictures take beside it. image_dim: width of the
-    image encoder's rows, of models that attend to them. emb_pos: the rows that have a learnt position, of models that
-    attend to two pictures.
-    """
-
-    patch: Size3 = (1, 2, 2)
-    in_dim: int = 16
-    out_dim: int = 16
-    dim: int
-    ffn_dim: int
-    freq_dim: int = 256
-    num_heads: int
-    num_layers: int
-    text_dim: int = 4096
-    text_len: int = 512
-    eps: float = 1e-6
-    cross_attn_norm: bool = True
-    image_dim: int | None = None
-    emb_pos: int | None = None
-
-    def __post_init__(self) -> None:
-        assert self.dim % (2 * self.num_heads) == 0, "RoPE turns pairs of channels: heads must have an even width"
-        assert self.patch[0] == 1, "a latent frame has a noise level of its own: patches are one frame deep"
-        assert self.emb_pos is None or self.image_dim is not None, "positions are those of an image encoder's rows"
-
-    @property
-    def head_dim(self) -> int:
-        """Channels of one attention head."""
-        return self.dim // self.num_heads
 
 
 UNSEEN = -1e4  # added to a logit, it leaves nothing of its key, in every dtype

@@ -1,4 +1,4 @@
-"""Wan models as diffusers folders: described from headers and configs alone, and written.
+"""Wan models as diffusers folders, described from headers and configs alone; `save` writes them.
 
     model_index.json  transformer/  [transformer_2/]  vae/  text_encoder/  tokenizer/  scheduler/
     [image_encoder/  image_processor/]  [dvgen.json]
@@ -10,39 +10,30 @@ is ours: it holds the defaults that diffusers has no field for, and diffusers pa
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-
-from dit_video.checkpoints.files import read_headers, read_json, replacing_folder, write_json
+from dit_video.checkpoints.files import read_headers, read_json
 from dit_video.checkpoints.headers import TensorInfo
 from dit_video.checkpoints.keymap import detect
-from dit_video.checkpoints.load import save_model
 from dit_video.checkpoints.parts import Part
 from dit_video.errors import CheckpointError, UsageError
-from dit_video.flow.levels import CONVENTIONS
-from dit_video.flow.solvers import SOLVERS
+from dit_video.limits import SIGMAS, SOLVERS
+from dit_video.models.wan.configs import DiTConfig
 from dit_video.models.wan.defaults import Defaults
-from dit_video.models.wan.dit import DiTConfig, WanDiT
-from dit_video.models.wan.layouts import DIFFUSERS, config_from_diffusers, config_to_diffusers
+from dit_video.models.wan.layouts import DIFFUSERS, config_from_diffusers
 from dit_video.models.wan.pipeline import WanCheckpoint, check_channels, check_experts, known_frames_of, variant_of
-from dit_video.models.wan.vae import WanVAE
-from dit_video.models.wan.vae_layouts import diffusers_config, diffusers_layout, from_diffusers_config
+from dit_video.models.wan.vae_layouts import diffusers_layout, from_diffusers_config
 from dit_video.models.wan.variants import VARIANTS
 from dit_video.shapes import parse_size
-from dit_video.text.encoders import folder_part
-from dit_video.text.images import FOLDER_LAYOUTS, ImageConfig, image_config_of, read_preparation
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-    from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
+from dit_video.text.files import folder_part
+from dit_video.text.image_files import FOLDER_LAYOUTS, ImageConfig, image_config_of, read_preparation
 
 SCHEDULERS = {  # diffusers' class -> our solver and the field that holds the shift
     "UniPCMultistepScheduler": ("unipc", "flow_shift"),
     "DPMSolverMultistepScheduler": ("dpmpp-2m", "flow_shift"),
     "FlowMatchEulerDiscreteScheduler": ("euler", "shift"),
 }
-_WEIGHTS = "diffusion_pytorch_model"
+WEIGHTS = "diffusion_pytorch_model"
 
 _NUMBER = ((int, float), "a number above 0")
 _COUNT = (int, "a whole number above 0")
@@ -101,7 +92,7 @@ def open_folder(path: Path) -> WanCheckpoint:
         )
     parts["text_encoder"] = folder_part(path / "text_encoder")
     variant = variant_of(dit, vae, boundary, path)
-    defaults, knows = _defaults(path, variant)
+    defaults, knows = defaults_of(path, variant)
     expand_timesteps = bool(index.get("expand_timesteps"))
     usual = known_frames_of(dit, vae, expand_timesteps=expand_timesteps)
     return WanCheckpoint(
@@ -123,51 +114,8 @@ def open_folder(path: Path) -> WanCheckpoint:
     )
 
 
-def save_folder(
-    out: Path,
-    *,
-    dit: WanDiT,
-    vae: WanVAE,
-    text: "UMT5EncoderModel",
-    tokenizer: "Tokenizer",
-    defaults: Mapping[str, Any],
-    shift: float,
-    dit_dtype: torch.dtype = torch.float32,
-    vae_dtype: torch.dtype = torch.float32,
-    expand_timesteps: bool = True,
-) -> None:
-    """Writes a folder that `WanCheckpoint` and diffusers' `WanPipeline.from_pretrained` open.
-
-    It appears when it is whole, in the place of a checkpoint that was there. The text encoder is stored in the dtype it
-    has, since transformers runs it in the one it finds.
-
-    Args:
-        defaults: the contents of dvgen.json; its keys are those that `WanCheckpoint.open` reads.
-        shift: of the noise levels.
-        expand_timesteps: the model knows a noise level per latent frame.
-
-    Raises:
-        CheckpointError: `out` is not a checkpoint, or cannot be written; or `defaults` has an unknown key.
-    """
-    from dit_video.text.vocabulary import save_text_encoder, save_tokenizer
-
-    with replacing_folder(Path(out)) as folder:
-        for part in ("transformer", "vae", "scheduler"):
-            (folder / part).mkdir()
-        write_json(folder / "transformer" / "config.json", config_to_diffusers(dit.config))
-        save_model(dit, folder / "transformer" / f"{_WEIGHTS}.safetensors", DIFFUSERS, dit_dtype)
-        write_json(folder / "vae" / "config.json", diffusers_config(vae.config))
-        save_model(vae, folder / "vae" / f"{_WEIGHTS}.safetensors", diffusers_layout(vae.config), vae_dtype)
-        save_text_encoder(text, folder / "text_encoder")
-        save_tokenizer(tokenizer, folder / "tokenizer")
-        write_json(folder / "scheduler" / "scheduler_config.json", scheduler_config(shift))
-        write_json(folder / "model_index.json", model_index(expand_timesteps=expand_timesteps))
-        write_json(folder / "dvgen.json", defaults)
-        _defaults(folder, "custom")  # refuses what could not be read back
-
-
 def _headers(path: Path, part: str) -> dict[str, TensorInfo]:
-    tensors = read_headers(path / part, "model" if part.endswith("_encoder") else _WEIGHTS)
+    tensors = read_headers(path / part, "model" if part.endswith("_encoder") else WEIGHTS)
     # Early conversions of image-to-video models have these, which no code uses.
     return {name: info for name, info in tensors.items() if not name.endswith("attn2.norm_added_q.weight")}
 
@@ -189,7 +137,7 @@ def _images(path: Path, dit: DiTConfig) -> ImageConfig:
     return images
 
 
-def _defaults(path: Path, variant: str) -> tuple[Defaults, dict[str, list[str]]]:
+def defaults_of(path: Path, variant: str) -> tuple[Defaults, dict[str, list[str]]]:
     """The variant's defaults, then the scheduler's shift and solver, then dvgen.json; and what the model knows."""
     defaults = VARIANTS[variant].defaults if variant in VARIANTS else Defaults()
     scheduler = read_json(path / "scheduler" / "scheduler_config.json")
@@ -248,8 +196,8 @@ def _overridden(defaults: Defaults, ours: Mapping[str, Any], file: Path) -> Defa
     defaults = replace(defaults, **values)
     if defaults.solver not in SOLVERS:
         raise CheckpointError(f"{file}: solver is {defaults.solver!r}; it must be one of {', '.join(SOLVERS)}.")
-    if defaults.sigmas not in CONVENTIONS:
-        raise CheckpointError(f"{file}: sigmas is {defaults.sigmas!r}; it must be one of {', '.join(CONVENTIONS)}.")
+    if defaults.sigmas not in SIGMAS:
+        raise CheckpointError(f"{file}: sigmas is {defaults.sigmas!r}; it must be one of {', '.join(SIGMAS)}.")
     return defaults
 
 

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dit_video.errors import CheckpointError, DvgenError
-from dit_video.models.wan.dit import DiTConfig
-from dit_video.models.wan.vae import VAEConfig
+from dit_video.models.wan.configs import DiTConfig, VAEConfig
 from dit_video.models.wan.vae_layouts import WAN_2_1_VAE, WAN_2_2_VAE
 
 HEAD_DIM = 128

@@ -9,7 +9,7 @@ from typing import Any
 
 from dit_video.checkpoints.keymap import Layout, Row, identity
 from dit_video.errors import CheckpointError
-from dit_video.models.wan.dit import DiTConfig
+from dit_video.models.wan.configs import DiTConfig
 
 ORIGINAL = Layout(
     name="original",

@@ -5,24 +5,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from dit_video.checkpoints.files import fingerprint
 from dit_video.checkpoints.headers import TensorInfo
-from dit_video.checkpoints.load import load_into
 from dit_video.checkpoints.lora import Lora, fit, merged
 from dit_video.checkpoints.parts import Keep, Layers, Part
 from dit_video.checkpoints.places import Named, is_diffusers, is_model
-from dit_video.checkpoints.stream import Stream
 from dit_video.errors import CheckpointError
+from dit_video.models.wan.configs import DiTConfig, VAEConfig
 from dit_video.models.wan.described import DescribedModel
-from dit_video.models.wan.dit import DiTConfig, WanDiT
 from dit_video.models.wan.layouts import LAYOUTS
-from dit_video.models.wan.vae import VAEConfig, WanVAE
 from dit_video.models.wan.variants import VARIANTS
-from dit_video.text.encoders import LAYERS, ROWS, TextEncoder, load_tokenizer, tokenizer_files
-from dit_video.text.images import ImageConfig, ImageEncoder, load_image_encoder
+from dit_video.text.files import LAYERS, ROWS, tokenizer_files
+from dit_video.text.image_files import ImageConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from dit_video.models.wan.dit import WanDiT
+    from dit_video.models.wan.vae import WanVAE
+    from dit_video.text.encoders import TextEncoder
+    from dit_video.text.images import ImageEncoder
 
 STREAMED = {"transformer": "blocks", "transformer_2": "blocks", "text_encoder": LAYERS}
 """The parts whose layers can be streamed, and our name of the list of them."""
@@ -113,26 +117,30 @@ class WanCheckpoint(DescribedModel):
         return files | (set(tokenizer_files(tokenizer)) if tokenizer.is_dir() else {tokenizer})
 
     def load_text(
-        self, *, dtype: torch.dtype, device: torch.device | str = "cpu", keep: Keep | None = None
-    ) -> TextEncoder:
+        self, *, dtype: "torch.dtype", device: "torch.device | str" = "cpu", keep: Keep | None = None
+    ) -> "TextEncoder":
         """The text encoder and its tokenizer; keep: see `TextEncoder.from_part`. Raises CheckpointError."""
+        from dit_video.text.encoders import TextEncoder, load_tokenizer
+
         tokenizer = load_tokenizer(self.tokenizer)
         return TextEncoder.from_part(self.parts["text_encoder"], tokenizer, dtype=dtype, device=device, keep=keep)
 
-    def load_images(self, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> ImageEncoder:
+    def load_images(self, *, dtype: "torch.dtype", device: "torch.device | str" = "cpu") -> "ImageEncoder":
         """The image encoder. Raises CheckpointError."""
         if self.images is None:
             return super().load_images(dtype=dtype, device=device)
+        from dit_video.text.images import load_image_encoder
+
         return load_image_encoder(self.parts["image_encoder"], self.images, dtype=dtype, device=device)
 
     def load_dit(
         self,
         which: str = "transformer",
         *,
-        dtype: torch.dtype,
-        device: torch.device | str = "cpu",
+        dtype: "torch.dtype",
+        device: "torch.device | str" = "cpu",
         keep: Keep | None = None,
-    ) -> WanDiT:
+    ) -> "WanDiT":
         """The transformer, or "transformer_2", the low-noise expert.
 
         keep: what stays in memory of its blocks while the others are streamed; None for all.
@@ -140,6 +148,10 @@ class WanCheckpoint(DescribedModel):
         Raises:
             CheckpointError: it does not fit its configuration, or cannot be read.
         """
+        from dit_video.checkpoints.load import load_into
+        from dit_video.checkpoints.stream import Stream
+        from dit_video.models.wan.dit import WanDiT
+
         part = self.parts[which]
         return load_into(
             lambda: WanDiT(self.dit),
@@ -152,8 +164,11 @@ class WanCheckpoint(DescribedModel):
             stream=None if keep is None else Stream(STREAMED[which], keep=keep),
         )
 
-    def load_vae(self, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> WanVAE:
+    def load_vae(self, *, dtype: "torch.dtype", device: "torch.device | str" = "cpu") -> "WanVAE":
         """The VAE. Raises CheckpointError."""
+        from dit_video.checkpoints.load import load_into
+        from dit_video.models.wan.vae import WanVAE
+
         part = self.parts["vae"]
         return load_into(lambda: WanVAE(self.vae), part.tensors, part.layout, dtype=dtype, device=device)
 

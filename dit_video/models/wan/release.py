@@ -13,19 +13,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dit_video.checkpoints.files import read_headers, read_json
+from dit_video.checkpoints.formats import gguf_field
 from dit_video.checkpoints.headers import summarize
 from dit_video.checkpoints.keymap import Layout
 from dit_video.checkpoints.parts import Part, read_tensors, split
 from dit_video.checkpoints.places import SUFFIXES, Named, cached_snapshots
 from dit_video.checkpoints.quantised import peeled
-from dit_video.checkpoints.stored import gguf_field
 from dit_video.errors import CheckpointError
+from dit_video.models.wan.configs import DiTConfig, VAEConfig
 from dit_video.models.wan.defaults import RELEASES, Defaults
-from dit_video.models.wan.dit import DiTConfig
 from dit_video.models.wan.inferred import dit_from_original, dit_from_shapes, vae_from_shapes
 from dit_video.models.wan.layouts import LAYOUTS
 from dit_video.models.wan.pipeline import WanCheckpoint, check_channels, check_experts, known_frames_of, variant_of
-from dit_video.models.wan.vae import VAEConfig
 from dit_video.models.wan.vae_layouts import (
     DIFFUSERS_NAMES,
     ORIGINAL_NAMES,
@@ -35,8 +34,8 @@ from dit_video.models.wan.vae_layouts import (
     from_diffusers_config,
     original_layout,
 )
-from dit_video.text.encoders import has_tokenizer
-from dit_video.text.images import (
+from dit_video.text.files import has_tokenizer
+from dit_video.text.image_files import (
     IMAGE_LAYOUTS,
     PLAIN,
     ImageConfig,

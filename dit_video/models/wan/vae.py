@@ -11,7 +11,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from dit_video.errors import DvgenError, UsageError
+from dit_video.errors import UsageError
+from dit_video.models.wan.configs import VAEConfig
 from dit_video.models.wan.vae_layers import (
     CausalConv3d,
     DownBlock,
@@ -26,46 +27,6 @@ from dit_video.models.wan.vae_layers import (
 )
 from dit_video.nn.resample import pixel_shuffle, pixel_unshuffle
 from dit_video.nn.tiling import windows
-
-
-@dataclass(frozen=True, kw_only=True)
-class VAEConfig:
-    """The shape of a Wan VAE and the constants that whiten its latents; the defaults are Wan 2.1's shape.
-
-    Raises:
-        DvgenError: fields that do not fit together.
-    """
-
-    dim: int = 96
-    decoder_dim: int = 96
-    z_dim: int = 16
-    dim_mult: tuple[int, ...] = (1, 2, 4, 4)
-    num_res_blocks: int = 2
-    temporal_downsample: tuple[bool, ...] = (False, True, True)
-    residual: bool = False
-    patch: int = 1
-    latents_mean: tuple[float, ...]
-    latents_std: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        if len(self.temporal_downsample) != len(self.dim_mult) - 1:
-            levels, given = len(self.dim_mult), len(self.temporal_downsample)
-            raise DvgenError(f"temporal_downsample has {given} entries: {levels} levels need {levels - 1}.")
-        for name in ("latents_mean", "latents_std"):
-            if (given := len(getattr(self, name))) != self.z_dim:
-                raise DvgenError(f"{name} has {given} values: z_dim {self.z_dim} needs {self.z_dim}.")
-        growth = [b / a for a, b in pairwise((1, *self.dim_mult))]
-        if self.residual and not (growth[-1] == 1 and set(growth) <= {1, 2, 4}):
-            raise DvgenError(
-                f"dim_mult {self.dim_mult}: a residual VAE's shortcuts need factors of 1, 2 or 4 from level to level "
-                "and the last two levels equal, for example (1, 2, 4, 4)."
-            )
-
-    @property
-    def stride(self) -> tuple[int, int, int]:
-        """Pixels per latent in time, height and width."""
-        space = self.patch * 2 ** (len(self.dim_mult) - 1)
-        return 2 ** sum(self.temporal_downsample), space, space
 
 
 @dataclass(frozen=True)

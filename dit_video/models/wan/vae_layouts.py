@@ -9,7 +9,7 @@ from typing import Any
 
 from dit_video.checkpoints.keymap import Layout, Row, identity
 from dit_video.errors import CheckpointError
-from dit_video.models.wan.vae import VAEConfig
+from dit_video.models.wan.configs import VAEConfig
 
 WAN_2_1_VAE = VAEConfig(
     latents_mean=(

@@ -5,9 +5,8 @@ Sources: Wan-Video/Wan2.1 and Wan2.2, wan/configs/*.py.
 
 from dataclasses import dataclass, replace
 
+from dit_video.models.wan.configs import DiTConfig, VAEConfig
 from dit_video.models.wan.defaults import RELEASES, TINY_DEFAULTS, Defaults
-from dit_video.models.wan.dit import DiTConfig
-from dit_video.models.wan.vae import VAEConfig
 from dit_video.models.wan.vae_layouts import WAN_2_1_VAE, WAN_2_2_VAE
 
 

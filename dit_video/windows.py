@@ -1,0 +1,69 @@
+"""How new frames beside given ones are divided into windows, see `extend`."""
+
+from dataclasses import dataclass
+
+from dit_video.shapes import Grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """How new frames are divided into windows. All are counts of frames.
+
+    stride: of a group. before, after: known ones on a side, at most; 1 + stride * k and stride * k. longest: of a
+    window, 1 + stride * k.
+    """
+
+    stride: int
+    before: int
+    after: int
+    longest: int
+
+    @classmethod
+    def of(cls, grid: Grid, longest: int, *, beside: bool = False) -> "Windows":
+        """Windows of `longest` frames or the next length on the grid, of which a third is known before, or after.
+
+        Three latent frames tell position, speed and acceleration; less is known only where a window is too short, or
+        the model takes no more, `beside` the noise.
+        """
+        t = grid.stride[0]
+        groups = max(1, -(-(longest - 1) // t))  # after the first frame
+        known = 0 if beside else max(0, min(2, groups - 1))
+        return cls(stride=t, before=1 + known * t, after=max(1, known) * t, longest=1 + groups * t)
+
+    def most(self, *, before: bool, after: bool) -> int:
+        """The most new frames of a window with known frames before, after, or on both sides: a multiple of the stride,
+        or one more in a window that begins with them; at least a stride.
+        """
+        left = self.longest - (self.before if before else 1) - (self.after if after else 0)
+        return max(self.stride, left // self.stride * self.stride) + (0 if before else 1)
+
+    @property
+    def groups_before(self) -> int:
+        """Latent frames that are known before the new ones, at most."""
+        return 1 + (self.before - 1) // self.stride
+
+    def sizes(self, count: int, *, before: bool, after: bool) -> list[int]:
+        """The frames of every window, known ones included, that `count` new frames take, at most."""
+        if before and after:
+            parts = self.parts(count, before=True, after=False, last=self.most(before=True, after=True))
+        else:
+            parts = self.parts(count, before=before, after=after)
+        lengths = []
+        for number, part in enumerate(parts):
+            led = after and (not before or number == len(parts) - 1)
+            new = -(-part // self.stride) * self.stride if before else 1 + -(-(part - 1) // self.stride) * self.stride
+            lengths.append((self.before if before else 0) + new + (self.after if led else 0))
+        return lengths
+
+    def parts(self, count: int, *, before: bool, after: bool, last: int = 0) -> list[int]:
+        """`count` new frames as windows with known frames on one side; the last one, with both, has at most `last`."""
+        most = self.most(before=before, after=after)
+        if last:
+            final = min(count, last)
+            return [*self.parts(count - final, before=before, after=after), final]
+        return [most] * (count // most) + ([count % most] if count % most else [])
+
+
+def head_frames(windows: Windows) -> int:
+    """How many first frames of a clip are needed to lead to it."""
+    return windows.after + windows.stride
