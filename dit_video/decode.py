@@ -93,7 +93,7 @@ def write_decoded(
                 frames = decode_frames(vae, latents, shape, tile=size)
                 counted = _counted(frames, stages.progress, shape.num_frames)
                 watched = checked(counted, f"{path}: the video", stages.warn, strict=strict)
-                watched = watched if show is None else _shown(watched, show)
+                watched = watched if show is None else shown(watched, show)
                 written = write_video(path, watched, fps=fps, overwrite=overwrite, comment=comment)
             break
         except (RuntimeError, MemoryError) as error:
@@ -115,7 +115,8 @@ def _counted(frames: Iterator[np.ndarray], progress: "Progress", total: int) -> 
         yield frame
 
 
-def _shown(frames: Iterator[np.ndarray], show: Callable[[int, np.ndarray], None]) -> Iterator[np.ndarray]:
+def shown(frames: Iterator[np.ndarray], show: Callable[[int, np.ndarray], None]) -> Iterator[np.ndarray]:
+    """The frames, of which each is shown with its number."""
     for number, frame in enumerate(frames):
         show(number, frame)
         yield frame

@@ -31,7 +31,7 @@ POOL = 4  # pixels on the side of a preview's pixel
 CLIPS, SIDE, GROUPS = 10, 128, 2  # clips that the map is fitted to: their number, sides, latent frames after the first
 RIDGE = 1e-3  # of the mean square of a latent: keeps the map small where latents hardly vary
 SHARE = 0.02  # of the time of denoising that previews may take
-FIRST = 0.3  # seconds that the first one is taken to need
+FIRST = 0.1  # seconds that the first one is taken to need
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,9 +161,10 @@ class Preview:
         self._began = time.monotonic()
 
     def __call__(self, step: int, total: int, denoised: Sequence[Tensor]) -> None:
-        """A step is done: the clip's latents (C, T, h, w), the only ones, are shown if it is time."""
+        """A step is done: the latents (C, T, h, w) of the only clip are shown if it is time, and once at least."""
         began = time.monotonic()
-        if self.share == 0 or self.seconds + self._took > self.share * (began - self._began):
+        never = step == total and self.seconds == 0
+        if self.share == 0 or (not never and self.seconds + self._took > self.share * (began - self._began)):
             return
         try:
             self.write(denoised[0])

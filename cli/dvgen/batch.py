@@ -26,7 +26,17 @@ if TYPE_CHECKING:
 SOME_FAILED = 3
 NAME = "{index}-{slug}-{seed}"
 CHUNK = 64  # jobs that are denoised before they are decoded, where not all stages fit in memory at once
-NOT_OF_A_JOB = ("overwrite", "fresh", "save_latents", "as_json", "quiet", "expected_model")
+NOT_OF_A_JOB = (
+    "count",
+    "sheet",
+    "preview_file",
+    "overwrite",
+    "fresh",
+    "save_latents",
+    "as_json",
+    "quiet",
+    "expected_model",
+)
 """Options that are not for a job, but for the whole command or for none."""
 
 

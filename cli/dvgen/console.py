@@ -72,6 +72,14 @@ class Speaker:
         if self._bars:
             self._bars.stop()
 
+    def result(self, text: str) -> None:
+        """One result on standard output, while the bars stand still."""
+        if self._bars:
+            self._bars.stop()
+        result(text)
+        if self._bars:
+            self._bars.start()
+
     def note(self, text: str) -> None:
         """One line that the user should see, above the bars."""
         if not self.quiet:

@@ -1,7 +1,6 @@
 """`dvgen edit`: a clip changed as a prompt says (SDEdit)."""
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,8 +33,7 @@ def edit(
     """
     request = request_of(clip, options.prompt(prompt), strength=strength, sampling=sampling)
     with console.Speaker(quiet=sampling.quiet) as speaker:
-        result = prepared.make(request, prepare, speaker)
-    console.result(json.dumps(asdict(result), default=str) if sampling.as_json else str(result.path))
+        prepared.make(request, prepare, speaker)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,6 @@
 """`dvgen extend` and `dvgen connect`: new frames before, after and between given ones."""
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +21,7 @@ Prompt = Annotated[str, typer.Argument(metavar="[PROMPT]", help='What happens; "
 
 
 # The frames of the clips are copied, so latents would not make the video: these commands leave none.
-WITHOUT = ("save_latents", "keep_latents")
+WITHOUT = ("save_latents", "keep_latents", "count", "preview_file")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +115,7 @@ def connect_request_of(
 
 def _run(request: Request) -> None:
     with console.Speaker(quiet=request.sampling.quiet) as speaker:
-        result = prepared.make(request, prepare, speaker)
-    console.result(json.dumps(asdict(result), default=str) if request.sampling.as_json else str(result.path))
+        prepared.make(request, prepare, speaker)
 
 
 def prepare(request: Request, checkpoint: "Checkpoint", place: "Place", speaker: console.Speaker) -> prepared.Windowed:

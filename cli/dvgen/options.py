@@ -37,6 +37,7 @@ from dit_video.models.wan.defaults import PRESETS
 T = TypeVar("T")
 
 NAME_LENGTH = 60
+MAX_COUNT = 10_000
 
 
 def option(
@@ -147,6 +148,11 @@ def steps(text: str) -> int:
     return whole("--steps", text, 1, MAX_STEPS)
 
 
+def count(text: str) -> int:
+    """A number of videos. Raises UsageError."""
+    return whole("--count", text, 1, MAX_COUNT)
+
+
 def shift(text: str) -> float:
     """A shift of the noise levels. Raises UsageError."""
     return number("--shift", text, *SHIFT)
@@ -228,7 +234,12 @@ def text(argument: str) -> str:
 
 def made_name(prompt: str, seed: int, suffix: str, folder: Path) -> Path:
     """A file name out of a prompt and a seed, "a-red-ball-7.mp4", numbered when it is taken: "a-red-ball-7-2.mp4"."""
-    return next(path for path in numbered(folder / f"{slug(prompt)}-{seed}{suffix}") if not path.exists())
+    return next(path for path in numbered(first_name(prompt, seed, suffix, folder)) if not path.exists())
+
+
+def first_name(prompt: str, seed: int, suffix: str, folder: Path) -> Path:
+    """A file name out of a prompt and a seed, whether it is taken or not."""
+    return folder / f"{slug(prompt)}-{seed}{suffix}"
 
 
 def slug(prompt: str) -> str:

@@ -1,7 +1,8 @@
 """Command lines together with their checkpoint, with nothing left to do but the arithmetic; for one and for many."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dit_video.clip import Clip, Settings
+    from dit_video.denoise import OnDenoised
     from dit_video.extend import Extended, Maker
     from dit_video.make import Result
     from dit_video.models.wan.pipeline import WanCheckpoint
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from dit_video.plan import Plan
     from dit_video.stages import Stages
     from dit_video.unfinished import Unfinished
+    from dit_video.video.sheet import Strip
     from dit_video.windows import Windows
 
     Checkpoint = WanCheckpoint | RandomCheckpoint
@@ -101,10 +104,10 @@ class Prepared:
         """How it is divided into windows."""
         return None
 
-    def stages(self, speaker: console.Speaker) -> "Stages":
-        """The stages that it needs."""
+    def stages(self, speaker: console.Speaker, *, several: bool = False) -> "Stages":
+        """The stages that it needs; several: they are needed again for the next one."""
         device, dtype = self.place
-        keep = self.windows > 1 and not self.plan.keep_layers and self._fits_together()
+        keep = (several or self.windows > 1) and not self.plan.keep_layers and self._fits_together()
         return self.sampling.stages(self.checkpoint, device, dtype, speaker, self.plan, keep=keep)
 
     def _fits_together(self) -> bool:
@@ -115,7 +118,9 @@ class Prepared:
         together = self.plan.nbytes + weights_bytes(self.checkpoint, dtype.itemsize)
         return together < memory_for(device, self.sampling.memory)
 
-    def write(self, stages: "Stages", output: Path, unfinished: "Unfinished | None") -> "Result | Extended":
+    def write(
+        self, stages: "Stages", output: Path, unfinished: "Unfinished | None", watching: "_Watching | None" = None
+    ) -> "Result | Extended":
         """Make the video; unfinished: where the state of denoising is kept meanwhile. Raises DvgenError."""
         raise NotImplementedError
 
@@ -142,14 +147,17 @@ class OneClip(Prepared):
         start = None if self.start is None else self.start.head(shape.num_frames)
         return with_frames(stages, clip, given, pictures.seen(read, shape, grid), start)
 
-    def write(self, stages: "Stages", output: Path, unfinished: "Unfinished | None") -> "Result":
+    def write(
+        self, stages: "Stages", output: Path, unfinished: "Unfinished | None", watching: "_Watching | None" = None
+    ) -> "Result":
         """See `Prepared`."""
         from dit_video.make import make_clip
         from dit_video.stages import explained_memory
 
         with explained_memory(self.plan.shape):
             clip = self.encoded(stages)
-        return make_clip(stages, clip, self.settings, output, **self._how(output, unfinished))
+        watch, show = (watching.watch, watching.show) if watching else (None, None)
+        return make_clip(stages, clip, self.settings, output, watch=watch, show=show, **self._how(output, unfinished))
 
     def write_latents(
         self, stages: "Stages", clip: "Clip", latents: "Tensor", output: Path, unfinished: "Unfinished | None"
@@ -190,8 +198,11 @@ class Windowed(Prepared):
     def _division(self) -> object:
         return self.division
 
-    def write(self, stages: "Stages", output: Path, unfinished: "Unfinished | None") -> "Extended":
+    def write(
+        self, stages: "Stages", output: Path, unfinished: "Unfinished | None", watching: "_Watching | None" = None
+    ) -> "Extended":
         """See `Prepared`."""
+        from dit_video.decode import shown
         from dit_video.extend import connected, extended, write_extended
         from dit_video.windows import head_frames
 
@@ -202,6 +213,8 @@ class Windowed(Prepared):
         else:
             new = {"backward": self.backward, "forward": self.forward, "loop": self.loop}
             frames = extended(maker, self.first.read(), head, **new)
+        if watching and watching.show:
+            frames = shown(frames, watching.show)
         old = self.frames - self.backward - self.forward - self.loop
         overwrite = self.sampling.overwrite
         return write_extended(
@@ -228,8 +241,8 @@ class Windowed(Prepared):
 Prepare = Callable[[Any, "Checkpoint", "Place", console.Speaker], Prepared]
 
 
-def make(request: Request, prepare: Prepare, speaker: console.Speaker) -> "Result | Extended":
-    """Carry out one command line. Raises DvgenError."""
+def make(request: Request, prepare: Prepare, speaker: console.Speaker) -> None:
+    """Carry out one command line; each video that is made is told on standard output. Raises DvgenError."""
     speaker.progress("load program", 0, 1)
     from dit_video import make as _  # noqa: F401 (what takes long to import)
 
@@ -237,9 +250,52 @@ def make(request: Request, prepare: Prepare, speaker: console.Speaker) -> "Resul
     speaker.progress("load program", 1, 1)
     ready = prepare(request, checkpoint, place, speaker)
     sampling, unfinished = request.sampling.go_on(ready.key(request.sampling.output), speaker)
-    ready = replace(ready, sampling=sampling)
-    output = sampling.output_of(ready.title, ready.frames, ready.fps)
+    every = [replace(ready, sampling=each) for each in sampling.each]
+    several = len(every) > 1
+    outputs = [_output(each, several, speaker) for each in every]
     sampling.tell_seed(speaker)
     sampling.tell_size(checkpoint, ready.plan.shape, speaker)
     speaker.note(what_it_takes(ready.plan, ready.settings, place[0], windows=ready.windows))
-    return ready.write(ready.stages(speaker), output, unfinished)
+    stages = ready.stages(speaker, several=several)
+    strips: list[Strip] = []
+    for number, (each, output) in enumerate(zip(every, outputs, strict=True)):
+        if output is None:
+            continue
+        watching = _Watching(each, stages, speaker)
+        result = each.write(stages, output, unfinished.of_part(number) if several else unfinished, watching)
+        strips.append(watching.strip)
+        speaker.result(json.dumps(asdict(result), default=str) if sampling.as_json else str(result.path))
+    if sampling.sheet and strips:
+        from dit_video.video.sheet import write_sheet
+
+        write_sheet(sampling.sheet, strips, overwrite=sampling.overwrite)
+
+
+def _output(ready: Prepared, several: bool, speaker: console.Speaker) -> Path | None:
+    """The file to write; None where one of several is there already, as the same recipe makes it.
+
+    Raises:
+        UsageError, MediaError: it cannot be written.
+    """
+    if several and (there := ready.sampling.there_already(ready.title, ready.frames, ready.recipe)):
+        speaker.note(f"{there}: is there already, made by the same recipe")
+        return None
+    return ready.sampling.output_of(ready.title, ready.frames, ready.fps)
+
+
+class _Watching:
+    """What is shown of a video while it is made: some of its frames on the sheet, and the preview."""
+
+    def __init__(self, ready: Prepared, stages: "Stages", speaker: console.Speaker) -> None:
+        from dit_video.video.sheet import Strip
+
+        self.strip = Strip(f"{ready.prompt}   seed {ready.sampling.seed}", ready.frames)
+        self.show = self.strip if ready.sampling.sheet else None
+        self.watch: OnDenoised | None = None
+        if file := ready.sampling.preview_file:
+            from dit_video.cache import users_folder
+            from dit_video.preview import Preview, preview_map
+
+            to_pixels = preview_map(lambda: stages.vae, ready.checkpoint.vae_identity, users_folder("preview"))
+            warn = ready.sampling.warn(speaker)
+            self.watch = Preview(file, ready.plan.shape, ready.fps, to_pixels, warn)

@@ -34,6 +34,10 @@ class Recipe:
         """It as it is written into files: one JSON object."""
         return json.dumps({KIND: asdict(self)}, ensure_ascii=False, separators=(",", ":"))
 
+    def makes_the_same(self, other: "Recipe") -> bool:
+        """Whether another one gives the same frames, as far as can be told."""
+        return (self.line, self.model, self.files) == (other.line, other.model, other.files)
+
     def changed(self) -> list[str]:
         """Its files that are gone, or are not what they were, each in a sentence."""
         found = []

@@ -1,9 +1,8 @@
 """`dvgen sample`: a prompt, and pictures where there are some, become a video."""
 
-import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -94,8 +93,7 @@ def sample(
         sampling=sampling,
     )
     with console.Speaker(quiet=sampling.quiet) as speaker:
-        result = prepared.make(request, prepare, speaker)
-    console.result(json.dumps(asdict(result), default=str) if sampling.as_json else str(result.path))
+        prepared.make(request, prepare, speaker)
 
 
 def request_of(

@@ -15,7 +15,7 @@ from dit_video.models.wan.defaults import PRESETS, RELEASES, TINY_DEFAULTS, Defa
 from dit_video.video.output import check_file, check_video
 from dvgen import chosen, console, loras, options
 from dvgen.chosen import Chosen
-from dvgen.recipe import Recipe, recipe_of
+from dvgen.recipe import Recipe, read_recipe, recipe_of
 
 if TYPE_CHECKING:
     import torch
@@ -53,12 +53,15 @@ class Sampling:
     guidance_interval: tuple[float, float] | None
     seed: int
     seed_drawn: bool
+    count: int
     dtype: str
     device: str
     memory: int | None
     output: Path | None
     save_latents: Path | None
     keep_latents: bool
+    sheet: Path | None
+    preview_file: Path | None
     overwrite: bool
     fresh: bool
     strict: bool
@@ -89,10 +92,35 @@ class Sampling:
             return [float(fps)]
         return sorted({defaults.fps for defaults in (Defaults(), *RELEASES.values())})
 
+    @property
+    def each(self) -> "list[Sampling]":
+        """This for every video that is asked for: with the next seeds, which are in the names of their files."""
+        if self.count == 1:
+            return [self]
+        if self.seed + self.count - 1 > limits.MAX_SEED:
+            rule = f"the last seed would be more than {limits.MAX_SEED}"
+            given = f"--seed {self.seed} and --count {self.count}"
+            raise UsageError(f"{given}: {rule}; the nearest seed is {limits.MAX_SEED - self.count + 1}.")
+        seeds = [self.seed + number for number in range(self.count)]
+        output = self.output
+        names = [output and output.with_name(f"{output.stem}-{seed}{output.suffix}") for seed in seeds]
+        return [replace(self, seed=seed, output=name, count=1) for seed, name in zip(seeds, names, strict=True)]
+
     def check_output(self, frames: int, fps: float) -> None:
         """Refuses files that could not be written. Raises UsageError, MediaError."""
-        if self.output:
-            check_video(self.output, frames, fps=fps, overwrite=self.overwrite, option="--output")
+        for output in (each.output for each in self.each):
+            if output:  # of several videos those that are there already may be left as they are
+                overwrite = self.overwrite or self.count > 1
+                check_video(output, frames, fps=fps, overwrite=overwrite, option="--output")
+        if self.count > 1 and self.save_latents:
+            given = f"--count {self.count} and --save-latents {self.save_latents}"
+            raise UsageError(f"{given}: one file holds the latents of one video; use --keep-latents.")
+        if self.sheet:
+            check_file(self.sheet, (".png",), overwrite=self.overwrite, option="--sheet")
+        if self.preview_file:
+            check_file(self.preview_file, (".gif",), overwrite=self.overwrite, option="--preview-file")
+            if self.preview_file == self.output:
+                raise UsageError(f"--preview-file {self.preview_file}: is the file of the video; name another one.")
         if self.keep_latents and self.save_latents:
             given = f"--keep-latents and --save-latents {self.save_latents}"
             raise UsageError(f"{given}: only one of the two can be given.")
@@ -149,6 +177,14 @@ class Sampling:
         output = self.output or options.made_name(name, self.seed, suffix, Path())
         check_video(output, frames, fps=fps, overwrite=self.overwrite, option="--output")
         return output
+
+    def there_already(self, name: str, frames: int, recipe: Recipe | None) -> Path | None:
+        """The file that the same recipe has made before under the name that it would get now, if there is one."""
+        output = self.output or options.first_name(name, self.seed, ".png" if frames == 1 else ".mp4", Path())
+        if self.overwrite or recipe is None or not output.is_file():
+            return None
+        found = read_recipe(output)
+        return output if found is not None and found.makes_the_same(recipe) else None
 
     def tell_size(
         self, checkpoint: "WanCheckpoint | RandomCheckpoint", shape: "VideoShape", speaker: console.Speaker
@@ -223,10 +259,11 @@ class Sampling:
 
     def tell_seed(self, speaker: console.Speaker) -> None:
         """Say which seed it is; one that was drawn also when quiet."""
+        seeds = f"seed {self.seed}" if self.count == 1 else f"seeds {self.seed} to {self.seed + self.count - 1}"
         if self.seed_drawn:
-            self.warn(speaker)(f"seed {self.seed} (drawn)")
+            self.warn(speaker)(f"{seeds} (drawn)")
         else:
-            speaker.note(f"seed {self.seed}")
+            speaker.note(seeds)
 
     def warn(self, speaker: console.Speaker) -> Callable[[str], None]:
         """Where warnings go: the JSON object has what they say, so that with it they are notes."""
@@ -297,6 +334,7 @@ def _options(
     seed: Annotated[
         Text, _sampling("--seed", "N", "The same seed gives the same video; drawn and printed without.")
     ] = None,
+    count: Annotated[Text, _sampling("--count", "N", "Make N videos, with the next seeds.")] = None,
     preset: Annotated[
         Text,
         _sampling(
@@ -329,6 +367,12 @@ def _options(
     keep_latents: Annotated[
         bool, _files("--keep-latents", None, "Leave the latents beside the video; `dvgen decode` makes it of them.")
     ] = False,
+    sheet: Annotated[
+        Path | None, _files("--sheet", "FILE.png", "Also draw frames over time, one row a video, under its prompt.")
+    ] = None,
+    preview_file: Annotated[
+        Path | None, _files("--preview-file", "FILE.gif", "Show the clip as it stands, every few steps, small.")
+    ] = None,
     overwrite: Annotated[bool, _files("--overwrite", None, "Replace files that exist.")] = False,
     fresh: Annotated[
         bool, _files("--fresh", None, "Begin anew where the same command was broken off, instead of going on.")
@@ -378,12 +422,15 @@ def _options(
         guidance_interval=given(guidance_interval, options.interval),
         seed=options.seed(seed),
         seed_drawn=seed is None,
+        count=given(count, options.count) or 1,
         dtype=options.choice("--dtype", dtype, limits.DTYPES),
         device=options.choice("--device", device, limits.DEVICES),
         memory=given(memory, options.memory),
         output=output,
         save_latents=save_latents,
         keep_latents=keep_latents,
+        sheet=sheet,
+        preview_file=preview_file,
         overwrite=overwrite,
         fresh=fresh,
         strict=strict,

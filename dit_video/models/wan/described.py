@@ -91,6 +91,11 @@ class DescribedModel:
         return "random"
 
     @property
+    def vae_identity(self) -> str:
+        """What tells its autoencoder from others."""
+        return "random"
+
+    @property
     def text_files(self) -> "set[Path]":
         """The files that its text encoder's numbers depend on; none of a model without files."""
         return set()

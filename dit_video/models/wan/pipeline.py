@@ -99,6 +99,11 @@ class WanCheckpoint(DescribedModel):
         """A hash of pieces of its files, and of what is merged into it; the same on every machine."""
         return self._fingerprint(times=False)
 
+    @cached_property
+    def vae_identity(self) -> str:
+        """A hash of the files that hold its autoencoder."""
+        return fingerprint({info.file for info in self.parts["vae"].tensors.values()}, times=True)
+
     def _fingerprint(self, *, times: bool) -> str:
         files = {info.file for part in self.parts.values() for info in part.tensors.values()}
         files |= self.text_files | {file for file in self.path.glob("**/*.json") if self.path.is_dir()}
