@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dit_video.checkpoints.hashes import kept_hash, together
 from dit_video.checkpoints.places import find_checkpoint, is_diffusers, is_model
 from dit_video.errors import CheckpointError, MediaError
 from dit_video.video.output import SUFFIXES
@@ -30,11 +31,16 @@ def info(
             show_default=False,
         ),
     ],
+    hashes: Annotated[
+        bool, options.option("--hash", None, "Also the SHA-256 of every file; kept, so that it is read once.")
+    ] = False,
     as_json: Annotated[bool, options.option("--json", None, "Print one JSON object.")] = False,
 ) -> None:
     """Show what a checkpoint is and knows, from its headers alone, or the size and coding of a video or picture."""
     file = Path(path)
-    facts = _checkpoint(path) if not file.is_file() or is_model(file) else _video(file)
+    facts = _checkpoint(path, hashes) if not file.is_file() or is_model(file) else _video(file)
+    if hashes and "sha256" not in facts:
+        facts["sha256"] = {str(file): kept_hash(file)}
     console.result(json.dumps(facts, default=str) if as_json else _lines(facts))
 
 
@@ -51,7 +57,7 @@ def _video(path: Path) -> dict[str, Any]:
     return {"path": str(path), **asdict(found), "seconds": round(found.seconds, 3), **made}
 
 
-def _checkpoint(name: str) -> dict[str, Any]:
+def _checkpoint(name: str, hashes: bool) -> dict[str, Any]:
     place = find_checkpoint(name)  # a wrong name is said before torch loads
     from dit_video.models import contents, open_checkpoint
 
@@ -60,7 +66,14 @@ def _checkpoint(name: str) -> dict[str, Any]:
     except CheckpointError as error:
         if is_diffusers(place):
             raise
-        return _parts(place, contents(place)) | {"missing": str(error).removeprefix(f"{place}: ")}
+        parts = contents(place)
+        found_files = sorted({info.file for part in parts.values() for info in part.tensors.values()})
+        digests = {"sha256": {str(file): kept_hash(file) for file in found_files}} if hashes else {}
+        return _parts(place, parts) | {"missing": str(error).removeprefix(f"{place}: ")} | digests
+    made: dict[str, Any] = {}
+    if hashes:
+        made["sha256"] = {str(file): kept_hash(file) for file in sorted(found.files)}
+        made["content"] = together(found.files, kept_hash)
     return {
         "path": str(found.path),
         "family": found.family,
@@ -75,6 +88,7 @@ def _checkpoint(name: str) -> dict[str, Any]:
         "trained_on": {"shorter_side": found.trained_sides, "frames": found.trained_frames},
         "defaults": asdict(found.defaults),
         "knows": dict(found.knows),
+        **made,
     }
 
 
@@ -98,6 +112,8 @@ def _lines(facts: dict[str, Any]) -> str:
         if key == "recipe":
             lines.append(f"{'recipe':12} dvgen {shlex.join(value['line'])}")
             lines.append(f"{'made by':12} {_pairs(value['versions'])}")
+        elif key == "sha256":
+            lines += [f"{digest}  {file}" for file, digest in value.items()]  # as sha256sum writes it
         elif key == "took":
             lines += [f"{key:12} {part}" for part in value]
         elif not isinstance(value, dict):

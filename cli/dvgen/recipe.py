@@ -1,6 +1,5 @@
 """Recipes: what a command made a video of, written inside the file, so that it can be shown and made again."""
 
-import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -9,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import dit_video
+from dit_video.checkpoints.hashes import content_hash
 from dit_video.errors import MediaError
 from dvgen.options import typed
 
 KIND = "dvgen"
-CHUNK = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,12 +20,14 @@ class Recipe:
     """A command line with every setting in it, and what it depends on beside.
 
     line: the command, its arguments and all options that change the frames, none that was left to the checkpoint.
-    model: the first digits of the checkpoint's signature. files: hashes of the pictures and clips that it reads.
+    model: the first digits of the checkpoint's signature. content: those of a hash of all that its files hold, where
+    that was known (`dvgen info --hash`), else "". files: hashes of the pictures and clips that it reads.
     versions: of dvgen, torch and Python.
     """
 
     line: tuple[str, ...]
     model: str
+    content: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -45,13 +46,19 @@ class Recipe:
             path = Path(name)
             if not path.is_file():
                 found.append(f"{name}: is gone.")
-            elif content_hash(path) != was:
+            elif short_hash(path) != was:
                 found.append(f"{name}: has changed since.")
         return found
 
 
 def recipe_of(
-    command: str, arguments: Sequence[str], options: Mapping[str, Any], *, model: str, files: Sequence[Path] = ()
+    command: str,
+    arguments: Sequence[str],
+    options: Mapping[str, Any],
+    *,
+    model: str,
+    content: str = "",
+    files: Sequence[Path] = (),
 ) -> Recipe:
     """The recipe of a command.
 
@@ -70,7 +77,8 @@ def recipe_of(
     return Recipe(
         line=tuple(line),
         model=model,
-        files={str(path.resolve()): content_hash(path) for path in files},
+        content=content,
+        files={str(path.resolve()): short_hash(path) for path in files},
         versions={"dvgen": dit_video.__version__, "torch": torch.__version__, "python": platform.python_version()},
     )
 
@@ -84,13 +92,9 @@ def _written(value: Any) -> str:
     return str(value)
 
 
-def content_hash(path: Path) -> str:
+def short_hash(path: Path) -> str:
     """The SHA-256 of a file's content, in 16 digits."""
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(CHUNK):
-            found.update(piece)
-    return found.hexdigest()[:16]
+    return content_hash(path)[:16]
 
 
 def read_recipe(path: Path) -> Recipe | None:
@@ -107,7 +111,10 @@ def read_recipe(path: Path) -> Recipe | None:
         line, files, versions = found["line"], found["files"], found["versions"]
         if not line or not all(isinstance(word, str) for word in [found["model"], *line, *files, *files.values()]):
             return None
-        return Recipe(line=tuple(line), model=found["model"], files=dict(files), versions=dict(versions))
+        content = str(found.get("content", ""))
+        return Recipe(
+            line=tuple(line), model=found["model"], content=content, files=dict(files), versions=dict(versions)
+        )
     except (ValueError, LookupError, TypeError, AttributeError):  # a comment of something else
         return None
 

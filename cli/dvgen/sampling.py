@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 from dit_video import limits
+from dit_video.checkpoints.hashes import known_hash, together
 from dit_video.checkpoints.places import Named
 from dit_video.clip import settings_of
 from dit_video.errors import UsageError
@@ -226,7 +227,8 @@ class Sampling:
             "device": device.type,
         }
         options = {**video, **how, **self.model.line()}
-        return recipe_of(command, arguments, options, model=checkpoint.signature[:16], files=files)
+        model, content = checkpoint.signature[:16], (together(checkpoint.files, known_hash) or "")[:16]
+        return recipe_of(command, arguments, options, model=model, content=content, files=files)
 
     def latents_of(self, output: Path) -> Path | None:
         """The file of the latents, if they are to be kept. Raises UsageError, MediaError."""

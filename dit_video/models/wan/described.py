@@ -96,6 +96,11 @@ class DescribedModel:
         return "random"
 
     @property
+    def files(self) -> "set[Path]":
+        """All its files, but for what is merged into it."""
+        return set()
+
+    @property
     def text_files(self) -> "set[Path]":
         """The files that its text encoder's numbers depend on; none of a model without files."""
         return set()

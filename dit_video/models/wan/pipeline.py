@@ -104,9 +104,14 @@ class WanCheckpoint(DescribedModel):
         """A hash of the files that hold its autoencoder."""
         return fingerprint({info.file for info in self.parts["vae"].tensors.values()}, times=True)
 
-    def _fingerprint(self, *, times: bool) -> str:
+    @property
+    def files(self) -> set[Path]:
+        """All its files, but for what is merged into it."""
         files = {info.file for part in self.parts.values() for info in part.tensors.values()}
-        files |= self.text_files | {file for file in self.path.glob("**/*.json") if self.path.is_dir()}
+        return files | self.text_files | {file for file in self.path.glob("**/*.json") if self.path.is_dir()}
+
+    def _fingerprint(self, *, times: bool) -> str:
+        files = self.files
         loras = (fitted.lora for fitted in self.loras)
         merged = [(fingerprint([lora.path], times=times), lora.strength, lora.part) for lora in loras]
         return hashlib.sha256(repr((fingerprint(files, times=times), merged)).encode()).hexdigest()
