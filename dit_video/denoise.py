@@ -4,6 +4,7 @@ The patches of all clips go through the transformer together, each clip attendin
 the same whatever else is in the pack. The solvers are elementwise, so the pack is one flat vector to them.
 """
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from dit_video.models.wan.dit import ImageKeys, TextKeys, WanDiT
 
     Keys = tuple[TextKeys, ImageKeys | None]  # of prompts, and of the clips' pictures
+
+_log = logging.getLogger(__name__)
 
 OnDenoised = Callable[[int, int, Sequence[Tensor]], None]  # (steps done, steps in all, latents (C, T, H, W) of clips)
 
@@ -73,6 +76,7 @@ def sample_latents(
             raise UndefinedNumbers(
                 f"step {state.step} of {total} gave infinite or undefined numbers: {_likely(stages.dtype)}."
             )
+        _log.debug("step %d of %d", state.step, total)
         stages.progress("steps", state.step, total)
         if watch:
             watch(state.step, total, denoiser.unpack(denoised))

@@ -3,6 +3,7 @@
 Estimates, not promises: they are there to refuse what cannot work, and to warn of what takes hours.
 """
 
+import logging
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from dit_video.checkpoints.headers import Summary
     from dit_video.checkpoints.parts import Keep, Layers
     from dit_video.models.wan.configs import DiTConfig, VAEConfig
+
+_log = logging.getLogger(__name__)
 
 DECODER_WORK = 24  # frames of features of the decoder's last level alive at a time, of one tile
 DECODER_PAST = 16  # frames of them that it keeps as its memory of the past, of all tiles
@@ -83,6 +86,15 @@ class Plan:
     def nbytes(self) -> int:
         """The most memory at a time: stages are loaded one after the other."""
         return max(self.text_bytes, self.denoise_bytes, self.decode_bytes, self.encode_bytes)
+
+    def words(self, available: int) -> str:
+        """What its stages take, and how, of the bytes that there are."""
+        taken = {"text": self.text_bytes, "encode": self.encode_bytes}
+        taken |= {"denoise": self.denoise_bytes, "decode": self.decode_bytes}
+        parts = [f"{stage} {_gigabytes(nbytes)}" for stage, nbytes in taken.items() if nbytes]
+        parts += [f"the {part}'s layers are streamed, {keep}" for part, keep in self.keep_layers.items()]
+        parts += [f"decoded in tiles of {self.tile} latents"] * bool(self.tile)
+        return f"{self.shape}: {', '.join(parts)}; there are {_gigabytes(available)}"
 
 
 def plan(
@@ -176,6 +188,7 @@ def check_memory(
         _plan_that_may_fit, checkpoint, itemsize=itemsize, available=available, holds=holds, encodes=encodes
     )
     wanted = that_may_fit(shape)
+    _log.info("%s", wanted.words(available))
     if wanted.nbytes <= available:
         return wanted
     stages = {"denoising": wanted.denoise_bytes, "decoding": wanted.decode_bytes, "encoding": wanted.encode_bytes}

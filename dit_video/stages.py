@@ -1,6 +1,7 @@
 """The stages of a checkpoint, each loaded when it is needed and freed before the next."""
 
 import gc
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from dit_video.checkpoints.parts import Keep
 from dit_video.errors import DvgenError
-from dit_video.machine import is_out_of_memory
+from dit_video.machine import is_out_of_memory, peak_memory
 from dit_video.shapes import Grid, VideoShape
 from dit_video.text.cache import EmbeddingCache
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from dit_video.models.wan.vae import WanVAE
     from dit_video.text.encoders import TextEncoder
     from dit_video.text.images import ImageEncoder
+
+_log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]  # (stage, parts done, parts in all); called with 0 done when a stage begins
 Note = Callable[[str], None]  # one sentence that the user should see
@@ -131,6 +134,7 @@ class Stages:
             self.progress(f"load {name}", 0, 1)
             with self.timed("load"):
                 self._loaded[name] = load(dtype=self.dtype, device=self.device)
+            _log.info("%s: as %s on %s", name, str(self.dtype).removeprefix("torch."), self.device)
             self.progress(f"load {name}", 1, 1)
         return self._loaded[name]
 
@@ -163,7 +167,10 @@ class Stages:
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
         finally:
-            self.seconds[activity] += time.perf_counter() - started - (self.seconds["load"] - loading)
+            took = time.perf_counter() - started - (self.seconds["load"] - loading)
+            self.seconds[activity] += took
+            most = [f"{nbytes / 1e9:.2f} GB ({where})" for where, nbytes in peak_memory(self.device).items()]
+            _log.info("%s: %.2f s; the most memory so far: %s", activity, took, ", ".join(most) or "not known")
 
 
 @contextmanager

@@ -6,6 +6,7 @@ that draws its seed finds what an earlier one has left, and takes up its seed.
 """
 
 import hashlib
+import logging
 import os
 import re
 import time
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from dit_video.clip import Settings
     from dit_video.shapes import VideoShape
     from dit_video.stages import Checkpoint
+
+_log = logging.getLogger(__name__)
 
 KEPT_EVERY = 10.0  # seconds of denoising, after which its state is written, and again after as many
 SECONDS = "DVGEN_KEEP_EVERY"  # the environment's name of another number of them
@@ -109,6 +112,7 @@ class Unfinished:
             tensors = {str(number): tensor.cpu().clone() for number, tensor in enumerate(every)}
             about = {"step": str(state.step), "steps": str(total), "process": this_process()}
             save_tensors(tensors, self.path, metadata=about)
+            _log.debug("step %d of %d is kept in %s", state.step, total, self.path)
             self.kept, self._began = state.step, time.monotonic()
         return True
 

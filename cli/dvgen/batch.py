@@ -14,6 +14,7 @@ from dit_video.video.output import SUFFIXES, check_video
 from dvgen import chosen, console, jobs, options, sampling
 from dvgen.command import ClickUsageError
 from dvgen.jobs import Job
+from dvgen.logs import with_logging
 from dvgen.recipe import read_recipe
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ NOT_OF_A_JOB = (
     "save_latents",
     "as_json",
     "quiet",
+    "verbose",
+    "log_file",
     "expected_model",
 )
 """Options that are not for a job, but for the whole command or for none."""
@@ -78,6 +81,7 @@ class Report:
         self.end(job, "failed", error=str(error))
 
 
+@with_logging
 def batch(
     context: typer.Context,
     source: Annotated[
@@ -96,7 +100,9 @@ def batch(
         bool, options.option("--keep-going", None, "Go on after a job that fails.", of="batch")
     ] = False,
     overwrite: Annotated[bool, options.option("--overwrite", None, "Replace files that exist.")] = False,
-    quiet: Annotated[bool, options.option("--quiet -q", None, "No progress and no notes.")] = False,
+    quiet: Annotated[
+        bool, options.option("--quiet -q", None, "No progress and no notes.", panel=options.MESSAGES)
+    ] = False,
 ) -> None:
     """Make a video of every job; of jobs that are done already, none.
 

@@ -1,13 +1,15 @@
 """The class of all commands: their options can be given beforehand, as settings."""
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import typer
 from typer.core import TyperCommand
 
-from dit_video.errors import DvgenError
-from dvgen import options, settings
+import dit_video
+from dit_video.errors import DvgenError, UsageError
+from dvgen import logs, options, settings
 from dvgen.settings import Given
 
 # Click's class of wrong usage, wherever this version of Typer keeps Click.
@@ -53,6 +55,13 @@ class Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Run it; an error about a value that was not typed now also says where that is from."""
+        values = ctx.params
+        if values.get("quiet") and values.get("verbose"):
+            raise UsageError("--quiet and --verbose: only one of the two can be given.")
+        with logs.listening(values.get("verbose", False), values.get("log_file"), lambda: _about(ctx)):
+            return self._invoke(ctx)
+
+    def _invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except DvgenError as error:
@@ -101,6 +110,23 @@ def given(ctx: Any) -> dict[str, Given]:
         if source is not None and param.param_type_name == "option":
             found[settings.name_of(param)] = given_by(ctx, param, value, source.name)
     return found
+
+
+def _about(ctx: Any) -> Iterator[str]:
+    """What is said of a command line in the log."""
+    import platform
+
+    yield f"dvgen {dit_video.__version__}, Python {platform.python_version()}, {platform.platform()}"
+    values = []
+    for name, each in given(ctx).items():
+        if each.rank > settings.DEFAULT:
+            place = f" ({each.where})" if each.rank < settings.COMMAND_LINE else ""
+            values.append(f"--{name}{'' if each.value is True else f'={each.value}'}{place}")
+    names = [param.name for param in ctx.command.params if param.param_type_name == "argument"]
+    arguments = [repr(str(ctx.params[name])) for name in names if ctx.params[name] is not None]
+    yield " ".join([ctx.command_path, *arguments, *values])
+    for file in settings.files():
+        yield f"settings: {file.resolve()}"
 
 
 def given_before(ctx: Any) -> dict[str, Given]:

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 SPOKEN_EVERY = 10.0  # seconds between two lines about the same stage when there is no terminal
+SAID = "dvgen.said"  # the logger of what the user is told, whether quiet or not
 
 
 def result(text: str) -> None:
@@ -39,6 +40,23 @@ def say(text: str) -> None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the process)
 
 
+def aside(text: str) -> None:
+    """One line on standard error, above the bars where there are some."""
+    if _speaking:
+        _speaking[-1].show(text)
+    else:
+        say(text)
+
+
+def _log(text: str, *, warning: bool = False) -> None:
+    """What the user is told goes into the log too, if there is one."""
+    if "logging" in sys.modules:  # nobody imports it in vain
+        import logging
+
+        if (logger := logging.getLogger(SAID)).hasHandlers():
+            logger.log(logging.WARNING if warning else logging.INFO, "%s", text)
+
+
 def duration(seconds: float) -> str:
     """ "0.4 s", "12 s", "3 min 20 s" or "2 h 5 min"."""
     if seconds < 10:
@@ -49,6 +67,9 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+_speaking: "list[Speaker]" = []  # those that show bars
 
 
 class Speaker:
@@ -64,6 +85,7 @@ class Speaker:
     def __enter__(self) -> Self:
         if self._bars:
             self._bars.start()
+            _speaking.append(self)
         return self
 
     def __exit__(
@@ -71,6 +93,7 @@ class Speaker:
     ) -> None:
         if self._bars:
             self._bars.stop()
+            _speaking.remove(self)
 
     def result(self, text: str) -> None:
         """One result on standard output, while the bars stand still."""
@@ -82,11 +105,17 @@ class Speaker:
 
     def note(self, text: str) -> None:
         """One line that the user should see, above the bars."""
+        _log(text)
         if not self.quiet:
-            self.warn(text)
+            self.show(text)
 
     def warn(self, text: str) -> None:
         """One line that the user would miss later, above the bars; said when quiet too."""
+        _log(text, warning=True)
+        self.show(text)
+
+    def show(self, text: str) -> None:
+        """One line, above the bars."""
         if self._bars:
             self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
@@ -115,6 +144,7 @@ class Speaker:
         elif not self.quiet:
             self._speak(stage, done, total, left)
         if done >= total:
+            _log(f"{stage}:{f' {total}' if total > 1 else ''} done in {duration(now - started)}")
             del self._started[stage]
 
     def _draw(self, stage: str, done: int, total: int, left: str) -> None:

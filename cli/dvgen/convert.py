@@ -10,6 +10,7 @@ import typer
 from dit_video.checkpoints.places import Named, comfy_name, find_checkpoint, is_model
 from dit_video.errors import CheckpointError
 from dvgen import chosen, console, options
+from dvgen.logs import with_logging
 
 if TYPE_CHECKING:
     from dit_video.models.wan.convert import Conversion
@@ -20,6 +21,7 @@ COMFY_FOLDERS = ("diffusion_models", "vae", "text_encoders", "clip_vision")
 _option = options.option
 
 
+@with_logging
 def convert(
     model: Annotated[
         str, typer.Argument(metavar="IN", help="The model: a folder, a file or a name.", show_default=False)
@@ -47,7 +49,9 @@ def convert(
     ] = None,
     overwrite: Annotated[bool, _option("--overwrite", None, "Replace a model that is in OUT.")] = False,
     as_json: Annotated[bool, _option("--json", None, "Print one JSON object instead of the path.")] = False,
-    quiet: Annotated[bool, _option("--quiet -q", None, "No progress and no notes; what is lost is said.")] = False,
+    quiet: Annotated[
+        bool, _option("--quiet -q", None, "No progress and no notes; what is lost is said.", panel=options.MESSAGES)
+    ] = False,
 ) -> None:
     """Write a model as a diffusers folder, as the original release's, or as files for ComfyUI."""
     options.choice("--layout", layout, LAYOUTS)

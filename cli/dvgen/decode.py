@@ -14,6 +14,7 @@ from dit_video.errors import CheckpointError, UsageError
 from dit_video.shapes import VideoShape
 from dit_video.video.output import check_video
 from dvgen import chosen, console, options
+from dvgen.logs import with_logging
 
 if TYPE_CHECKING:
     from dit_video.models.wan.pipeline import WanCheckpoint
@@ -31,6 +32,7 @@ class Kept:
     model: str
 
 
+@with_logging
 def decode(
     latents: Annotated[
         Path, typer.Argument(metavar="LATENTS", help="A file of --keep-latents or --save-latents.", show_default=False)
@@ -58,7 +60,9 @@ def decode(
         options.option("--memory", "SIZE", "Such as 6GiB: frames are decoded in tiles.", show_default=False),
     ] = None,
     as_json: Annotated[bool, options.option("--json", None, "Print one JSON object instead of the path.")] = False,
-    quiet: Annotated[bool, options.option("--quiet -q", None, "No progress and no notes.")] = False,
+    quiet: Annotated[
+        bool, options.option("--quiet -q", None, "No progress and no notes.", panel=options.MESSAGES)
+    ] = False,
 ) -> None:
     """Make the video of LATENTS, at the size, length and rate that they were made for.
 

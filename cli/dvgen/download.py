@@ -12,11 +12,13 @@ from dit_video.checkpoints.files import read_json
 from dit_video.checkpoints.places import find_checkpoint
 from dit_video.errors import CheckpointError, UsageError
 from dvgen import console, options
+from dvgen.logs import with_logging
 
 MEGABYTE = 10**6
 _CONFIGS = ("transformer/config.json", "vae/config.json")
 
 
+@with_logging
 def download(
     name: Annotated[
         str,
@@ -36,6 +38,9 @@ def download(
     ] = hub.MAIN,
     dry_run: Annotated[
         bool, options.option("--dry-run", None, "Show what would be fetched, and fetch nothing.", setting=False)
+    ] = False,
+    quiet: Annotated[
+        bool, options.option("--quiet -q", None, "No progress and no notes.", panel=options.MESSAGES)
     ] = False,
 ) -> None:
     """Fetch a model's configs, weights and tokenizer, and nothing else.
@@ -57,15 +62,17 @@ def download(
         console.result("\n".join(lines))
         plan.check_room()
         return
-    for line in lines:
+    asks = bool(plan.left) and not yes
+    for line in lines if asks or not quiet else []:
         console.say(line)
     plan.check_room()
-    if plan.left and not yes and not _agrees():
+    if asks and not _agrees():
         console.say("nothing was fetched.")
         raise typer.Exit(1)
-    path = _fetch(plan)
+    path = _fetch(plan, quiet=quiet)
     _check(path)
-    console.say(f'run it: dvgen sample "a prompt" --model {_model(path, repository)}')
+    if not quiet:
+        console.say(f'run it: dvgen sample "a prompt" --model {_model(path, repository)}')
     console.result(str(path))
 
 
@@ -119,9 +126,9 @@ def _check_configs(listing: hub.Listing) -> None:
                 raise CheckpointError(f"{listing.repository}: is no model that dvgen runs; {error}") from error
 
 
-def _fetch(plan: hub.Plan) -> Path:
+def _fetch(plan: hub.Plan, *, quiet: bool) -> Path:
     """Fetches, and shows how far it has come."""
-    with console.Speaker() as speaker:
+    with console.Speaker(quiet=quiet) as speaker:
 
         def progress(done: int, total: int) -> None:
             megabytes = -(

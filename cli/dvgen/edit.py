@@ -10,12 +10,14 @@ from dit_video import limits
 from dit_video.errors import UsageError
 from dit_video.shapes import VideoShape
 from dvgen import clips, console, options, prepared
+from dvgen.logs import with_logging
 from dvgen.sampling import Sampling, Text, video_option, with_sampling
 
 if TYPE_CHECKING:
     from dvgen.prepared import Checkpoint, Place
 
 
+@with_logging
 @with_sampling()
 def edit(
     clip: Annotated[Path, typer.Argument(metavar="CLIP", help="A video, or a picture.", show_default=False)],

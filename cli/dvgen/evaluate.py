@@ -14,6 +14,7 @@ from dit_video.shapes import VideoShape, parse_size
 from dit_video.video.output import check_file
 from dvgen import console, loras, options
 from dvgen.chosen import complete
+from dvgen.logs import with_logging
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -49,6 +50,7 @@ class Request:
     device: str
 
 
+@with_logging
 def evaluate(
     model: Annotated[
         str, _option("--model -m", "NAME|PATH", "A diffusers folder that learnt the world.", complete=complete)
@@ -85,7 +87,7 @@ def evaluate(
     overwrite: Annotated[bool, _option("--overwrite", None, "Replace files that exist.")] = False,
     dtype: Annotated[str, _option("--dtype", "NAME", "float32, bfloat16 or float16, for every stage.")] = "auto",
     device: Annotated[str, _option("--device", "NAME", "cpu, cuda or mps.")] = "auto",
-    quiet: Annotated[bool, _option("--quiet -q", None, "No progress and no notes.")] = False,
+    quiet: Annotated[bool, _option("--quiet -q", None, "No progress and no notes.", panel=options.MESSAGES)] = False,
 ) -> None:
     """Sample fixed prompts and score them with the detector; what it cannot tell counts as wrong."""
     wanted = {

@@ -10,6 +10,7 @@ from dit_video import limits
 from dit_video.errors import UsageError
 from dit_video.shapes import VideoShape
 from dvgen import clips, console, options, pictures, prepared
+from dvgen.logs import with_logging
 from dvgen.sampling import Sampling, Text, video_option, with_sampling
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Request:
     sampling: Sampling
 
 
+@with_logging
 @with_sampling(without=WITHOUT)
 def extend(
     clip: Clip,
@@ -81,6 +83,7 @@ def request_of(clip: Path, prompt: str, *, forward: Text, backward: Text, loop: 
     return Request(clip=clip, prompt=prompt, backward=before, forward=after, loop=between, sampling=sampling)
 
 
+@with_logging
 @with_sampling(without=WITHOUT)
 def connect(
     first: Annotated[Path, typer.Argument(metavar="A", help="The clip, or picture, to begin with.")],

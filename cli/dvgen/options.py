@@ -36,6 +36,7 @@ from dit_video.models.wan.defaults import PRESETS
 
 T = TypeVar("T")
 
+MESSAGES = "Messages"  # the panel of what a command says
 NAME_LENGTH = 60
 MAX_COUNT = 10_000
 

@@ -10,6 +10,7 @@ import typer
 from dit_video.errors import UsageError
 from dit_video.shapes import VideoShape, parse_size
 from dvgen import command, console, options, pictures, prepared
+from dvgen.logs import with_logging
 from dvgen.sampling import Sampling, Text, video_option, with_sampling
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class Request:
     sampling: Sampling
 
 
+@with_logging
 @with_sampling()
 def sample(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help='What to show; "-" reads standard input.')],

@@ -14,7 +14,7 @@ from dit_video.clip import settings_of
 from dit_video.errors import UsageError
 from dit_video.models.wan.defaults import PRESETS, RELEASES, TINY_DEFAULTS, Defaults
 from dit_video.video.output import check_file, check_video
-from dvgen import chosen, console, loras, options
+from dvgen import chosen, console, logs, loras, options
 from dvgen.chosen import Chosen
 from dvgen.recipe import Recipe, read_recipe, recipe_of
 
@@ -37,6 +37,7 @@ video_option = partial(option, panel="Video")
 _sampling = partial(option, panel="Sampling")
 _files = partial(option, panel="Files")
 _machine = partial(option, panel="Machine")
+_messages = partial(option, panel=options.MESSAGES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -399,7 +400,7 @@ def _options(
         bool, _machine("--random-weights", None, "A tiny model of noise: tries the program.")
     ] = False,
     quiet: Annotated[
-        bool, _machine("--quiet -q", None, "No progress and no notes; warnings and a drawn seed stay.")
+        bool, _messages("--quiet -q", None, "No progress and no notes; warnings and a drawn seed stay.")
     ] = False,
 ) -> Sampling:
     given = options.given
@@ -446,7 +447,8 @@ def _options(
 def parsed(values: Mapping[str, Any]) -> tuple[dict[str, Any], Sampling]:
     """The values of a command's own options, and the checked ones of `Sampling` out of all. Raises DvgenError."""
     ours = inspect.signature(_options).parameters
-    return {name: each for name, each in values.items() if name not in ours}, _options(**{n: values[n] for n in ours})
+    theirs = {name: each for name, each in values.items() if name not in ours and name not in logs.OPTIONS}
+    return theirs, _options(**{n: values[n] for n in ours})
 
 
 def with_sampling(*, without: Sequence[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -7,10 +7,12 @@ import typer
 
 from dit_video.shapes import parse_size
 from dvgen import console, options
+from dvgen.logs import with_logging
 
 MAX_COUNT = 1_000_000
 
 
+@with_logging
 def scenes(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new or empty folder.", show_default=False)],
     count: Annotated[str, options.option("--count", "N", "How many.", of="scenes")] = "16",
@@ -27,7 +29,9 @@ def scenes(
         bool,
         options.option("--held-out", None, "Combinations and wordings that are kept out of training.", of="scenes"),
     ] = False,
-    quiet: Annotated[bool, options.option("--quiet -q", None, "Print errors and the result only.")] = False,
+    quiet: Annotated[
+        bool, options.option("--quiet -q", None, "Print errors and the result only.", panel=options.MESSAGES)
+    ] = False,
 ) -> None:
     """Write scenes of the training world: 000000.mp4 (.png for one frame) and its caption in 000000.txt, and so on."""
     total = options.whole("--count", count, 1, MAX_COUNT)

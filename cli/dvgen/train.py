@@ -8,6 +8,7 @@ import typer
 
 from dvgen import console, options
 from dvgen.command import Command
+from dvgen.logs import with_logging
 
 if TYPE_CHECKING:
     from dit_video.train.dry_run import DryRun
@@ -20,13 +21,14 @@ Config = Annotated[
     Path, typer.Argument(metavar="CONFIG.toml", help="What to train, on what, how long.", show_default=False)
 ]
 Resume = Annotated[bool, options.option("--resume", None, "Go on from the run's last checkpoint.", setting=False)]
-Quiet = Annotated[bool, options.option("--quiet -q", None, "Print errors and the result only.")]
+Quiet = Annotated[bool, options.option("--quiet -q", None, "Print errors and the result only.", panel=options.MESSAGES)]
 DryRunOption = Annotated[
     bool, options.option("--dry-run", None, "Only say what it would take: clips, tokens, memory, time.", setting=False)
 ]
 
 
 @app.command(cls=Command)
+@with_logging
 def autoencoder(config: Config, resume: Resume = False, dry_run: DryRunOption = False, quiet: Quiet = False) -> None:
     """Train the causal video autoencoder on the procedural world, or on folders of videos and pictures."""
     from dit_video.train.config import AutoencoderConfig, load_config
@@ -45,6 +47,7 @@ def autoencoder(config: Config, resume: Resume = False, dry_run: DryRunOption = 
 
 
 @app.command(cls=Command)
+@with_logging
 def dit(
     config: Config,
     resume: Resume = False,

@@ -4,6 +4,7 @@ They are maps of the file: nothing is in memory before it is asked for.
 Pickles are read with `weights_only`, which runs no code of theirs.
 """
 
+import logging
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -23,6 +24,8 @@ from dit_video.errors import CheckpointError
 if TYPE_CHECKING:
     from numpy import ndarray
 
+_log = logging.getLogger(__name__)
+
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
@@ -38,6 +41,7 @@ class Stored:
 
     def __init__(self, file: Path) -> None:
         self.file = file
+        _log.debug("reading tensors of %s", file)
         self._close: Callable[..., Any] = lambda *_: None
         self._read_rows: Callable[[str, Tensor], Tensor] = lambda name, index: self._read(name)[index]
         kind = file.suffix.lower()

@@ -1,5 +1,6 @@
 """The families of models, each in a folder of its own that is imported when one of its checkpoints is opened."""
 
+import logging
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,8 @@ from dit_video.errors import CheckpointError
 if TYPE_CHECKING:
     from dit_video.checkpoints.parts import Part
     from dit_video.models.wan.pipeline import WanCheckpoint
+
+_log = logging.getLogger(__name__)
 
 FAMILIES = {"wan": "dit_video.models.wan.pipeline"}
 """Family name -> the module whose `open_checkpoint(place, named)` describes a checkpoint and loads its stages."""
@@ -37,7 +40,10 @@ def open_checkpoint(name: str | Path | None = None, named: Named | None = None) 
                 f"{place}: the pipeline class {pipeline!r} is not supported; it must be one of {known}."
             )
         family = _PIPELINES[pipeline]
-    return import_module(FAMILIES[family]).open_checkpoint(place, named)
+    found: WanCheckpoint = import_module(FAMILIES[family]).open_checkpoint(place, named)
+    parts = ", ".join(f"{part} {'/'.join(summary.dtypes)}" for part, summary in found.components.items())
+    _log.info("the model in %s: %s, in the layout %s; %s", place, found.variant or family, found.layout, parts)
+    return found
 
 
 def contents(name: str | Path) -> "dict[str, Part]":
