@@ -337,7 +337,7 @@ def _options(
     seed: Annotated[
         Text, _sampling("--seed", "N", "The same seed gives the same video; drawn and printed without.")
     ] = None,
-    count: Annotated[Text, _sampling("--count", "N", "Make N videos, with the next seeds.")] = None,
+    count: Annotated[Text, _sampling("--count", "N", "Make N videos, with the next seeds.", setting=False)] = None,
     preset: Annotated[
         Text,
         _sampling(
@@ -371,10 +371,12 @@ def _options(
         bool, _files("--keep-latents", None, "Leave the latents beside the video; `dvgen decode` makes it of them.")
     ] = False,
     sheet: Annotated[
-        Path | None, _files("--sheet", "FILE.png", "Also draw frames over time, one row a video, under its prompt.")
+        Path | None,
+        _files("--sheet", "FILE.png", "Also draw frames over time, one row a video, under its prompt.", setting=False),
     ] = None,
     preview_file: Annotated[
-        Path | None, _files("--preview-file", "FILE.gif", "Show the clip as it stands, every few steps, small.")
+        Path | None,
+        _files("--preview-file", "FILE.gif", "Show the clip as it stands, every few steps, small.", setting=False),
     ] = None,
     overwrite: Annotated[bool, _files("--overwrite", None, "Replace files that exist.")] = False,
     fresh: Annotated[
