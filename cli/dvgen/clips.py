@@ -1,5 +1,6 @@
 """Video files that a command goes on from: what they are, and their frames."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -19,6 +20,7 @@ class ClipFile:
 
     frames: evenly at `fps`. even_at: the rate that frames are repeated or left out for; None where each is taken once.
     size: (width, height) that they are brought to, by the rule `fit`. picture: it is one, and read as `--image` is.
+    pix_fmt: ffmpeg's name of how its pixels are stored.
     """
 
     path: Path
@@ -28,6 +30,7 @@ class ClipFile:
     even_at: float | None = None
     fit: str = "cover"
     picture: bool = False
+    pix_fmt: str = ""
 
     def read(self) -> "Iterator[np.ndarray]":
         """The frames (H, W, 3) uint8, one at a time. Raises MediaError."""
@@ -100,6 +103,10 @@ def open_clip(
             note(f"{path}: it has {info.fps:g} frames per second; it is read at {wanted:g}.")
     if info.audio:
         note(f"{path}: its sound is left out.")
+    if info.pixel_shape:
+        note(f"{path}: its pixels are {info.pixel_shape} and not square; they are taken as square.")
+    if info.animated:
+        note(f"{path}: its animation is left out; make an .mp4 of it to go on from its end.")
     frames = info.frames
     if even_at is not None:
         from dit_video.video.io import read_frames
@@ -113,4 +120,27 @@ def open_clip(
         even_at=even_at,
         fit=fit or "cover",
         picture=info.fps is None,
+        pix_fmt=info.pix_fmt,
     )
+
+
+def tell_coding(clip: ClipFile, output: Path, note: Callable[[str], None]) -> None:
+    """Say where the new file holds less of a clip's colours than the clip does."""
+    from dit_video.video.io import stored_as
+
+    (old, bits), (new, new_bits) = _colours(clip.pix_fmt), _colours(stored_as(output, *clip.size))
+    if clip.picture or not new:  # a picture is one frame of many, and whoever wants a GIF wants few colours
+        return
+    if old > new:
+        note(f"{clip.path}: its colours are stored as {old}, in {output} as {new}, at half the size.")
+    if bits > new_bits:
+        note(f"{clip.path}: its colours have {bits} bits, in {output} {new_bits}.")
+
+
+def _colours(pix_fmt: str) -> tuple[str, int]:
+    """How many pixels have a colour of their own, as in "4:2:0", and its bits, by ffmpeg's name of the pixels; "" where
+    there are only some colours, or none."""
+    if pix_fmt.startswith(("pal", "gray", "mono")):
+        return "", 8
+    found, depth = re.search(r"4[124][0124]", pix_fmt), re.search(r"p(9|1[0246])(?:le|be)?$", pix_fmt)
+    return ":".join(found[0] if found else "444"), int(depth[1]) if depth else 8

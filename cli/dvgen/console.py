@@ -3,20 +3,48 @@
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import IO, Any, Self
+
+from dit_video.errors import MediaError
 
 SPOKEN_EVERY = 10.0  # seconds between two lines about the same stage when there is no terminal
 SAID = "dvgen.said"  # the logger of what the user is told, whether quiet or not
 
 
 def result(text: str) -> None:
-    """One result on standard output."""
+    """One result on standard output.
+
+    Raises:
+        MediaError: it cannot be written.
+        BrokenPipeError: nobody reads it any more.
+    """
+    with _explained():
+        try:
+            print(text, flush=True)
+        except UnicodeEncodeError:  # a path that this terminal's encoding cannot say goes out as the bytes that it is
+            sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape") + b"\n")
+            sys.stdout.buffer.flush()
+
+
+def flush_output() -> None:
+    """Write what standard output still holds. Raises as `result` does."""
+    if sys.stdout is not None:
+        with _explained():
+            sys.stdout.flush()
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
     try:
-        print(text, flush=True)
-    except UnicodeEncodeError:  # a path that this terminal's encoding cannot say goes out as the bytes that it is
-        sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape") + b"\n")
-        sys.stdout.buffer.flush()
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        discard_output()
+        raise MediaError(f"standard output cannot be written ({error.strerror or error}).") from None
 
 
 def fail(message: str) -> None:
@@ -31,12 +59,12 @@ def discard_output() -> None:
 
 def say(text: str) -> None:
     """One line on standard error."""
-    # Nobody may be reading standard error any more, and that is no reason to lose the work.
+    # Nobody may be reading standard error any more, or its disk be full, and that is no reason to lose the work.
     if sys.stderr is None:  # closed from the start; print would take standard output instead
         return
     try:
         print(text, file=sys.stderr, flush=True)
-    except BrokenPipeError:
+    except OSError:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the process)
 
 

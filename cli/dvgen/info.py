@@ -19,7 +19,7 @@ from dvgen.recipe import read_recipe
 if TYPE_CHECKING:
     from dit_video.checkpoints.parts import Part
 
-_FORMATS = {"mjpeg": "jpeg"}  # of pictures, where ffmpeg's name of the coding is another
+_FORMATS = {"mjpeg": "jpeg", "av1": "avif"}  # of pictures, where ffmpeg's name of the coding is another
 
 
 def info(

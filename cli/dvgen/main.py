@@ -45,8 +45,7 @@ class Commands(TyperGroup):
         """Run a command line and exit with its code."""
         try:
             code = super().main(*args, **{**extra, "standalone_mode": False})
-            if sys.stdout is not None:
-                sys.stdout.flush()
+            console.flush_output()
         except ClickUsageError as error:
             code = error.exit_code
             if message := error.format_message():  # it has none where it has shown the help instead
@@ -59,7 +58,7 @@ class Commands(TyperGroup):
             console.discard_output()
         except OSError as error:
             code = 1
-            console.fail(str(error))
+            console.fail(f"{error.filename}: {error.strerror}." if error.filename and error.strerror else str(error))
         if code == INTERRUPTED:
             console.say("stopped.")
         sys.exit(code if isinstance(code, int) else 0)
@@ -114,6 +113,7 @@ def _stop(number: int, _: object) -> None:
 
 def run() -> None:
     """The console script."""
+    process.open_streams()
     # As after Ctrl-C, nothing half-written may stay when a shell or a batch system ends us.
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):

@@ -219,13 +219,17 @@ def prompt(argument: str) -> str:
         found.encode()
     except UnicodeError:
         raise UsageError(not_text) from None
+    if "\0" in found:
+        raise UsageError(not_text)
     if not found:  # most likely what should have written it has failed
         raise UsageError('standard input is empty; for an empty prompt give "" instead of -.')
     return found
 
 
 def text(argument: str) -> str:
-    """Text of the command line. Raises UsageError when it is not valid UTF-8."""
+    """Text of the command line, or of a job. Raises UsageError when it is not valid UTF-8, or holds a zero byte."""
+    if "\0" in argument:
+        raise UsageError(f"the text {_short(argument)!r} holds a zero byte, which no text does; leave it out.")
     try:
         argument.encode()
     except UnicodeEncodeError:

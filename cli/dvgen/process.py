@@ -26,6 +26,15 @@ def prepare() -> None:
         keep_freed_memory()
 
 
+def open_streams() -> None:
+    """Let standard streams that are closed lead nowhere, or the next file that is opened would be taken for one."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # which takes the lowest number that is free
+
+
 def keep_freed_memory() -> bool:
     """Let glibc reuse the memory of freed tensors instead of returning it and asking for zeroed pages again.
 

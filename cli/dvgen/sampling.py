@@ -13,7 +13,7 @@ from dit_video.checkpoints.places import Named
 from dit_video.clip import settings_of
 from dit_video.errors import UsageError
 from dit_video.models.wan.defaults import PRESETS, RELEASES, TINY_DEFAULTS, Defaults
-from dit_video.video.output import check_file, check_video
+from dit_video.video.output import check_file, check_folder, check_video
 from dvgen import chosen, console, logs, loras, options
 from dvgen.chosen import Chosen
 from dvgen.recipe import Recipe, read_recipe, recipe_of
@@ -464,7 +464,10 @@ def with_sampling(*, without: Sequence[str] = ()) -> Callable[[Callable[..., Non
         @wraps(command)
         def run(**values: Any) -> None:
             rest = {name: values[name] for name in theirs}
-            command(**rest, sampling=_options(**{name: values[name] for name in ours}))
+            found = _options(**{name: values[name] for name in ours})
+            if found.output is None:  # the name is made later, in this folder
+                check_folder(Path.cwd(), "without --output")
+            command(**rest, sampling=found)
 
         parameters = [
             p.replace(annotation=hints[p.name], kind=inspect.Parameter.KEYWORD_ONLY)

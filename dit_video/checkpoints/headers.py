@@ -7,6 +7,7 @@ wrote the file may have meant harm, and most damaged files are merely cut short.
 
 import json
 import math
+import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -207,4 +208,6 @@ def read_bytes(file: Path, tensors: Iterable[TensorInfo]) -> Iterator[bytes]:
 
 def reason(error: Exception) -> str:
     """An error of the system in its own words."""
-    return getattr(error, "strerror", None) or str(error)
+    words = getattr(error, "strerror", None) or str(error)
+    found = re.search(r"I/O error: (.*) \(os error \d+\)", words)  # how safetensors passes one on
+    return found[1] if found else words

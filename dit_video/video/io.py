@@ -6,18 +6,16 @@ once all of them are found in it. Frames are (H, W, 3) uint8 RGB.
 
 import os
 import re
-import subprocess
 import tempfile
-import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, islice, pairwise
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import imageio.v3 as iio
 import imageio_ffmpeg
@@ -29,22 +27,16 @@ from PIL.PngImagePlugin import PngInfo
 
 from dit_video import atomic
 from dit_video.errors import MediaError
+from dit_video.video.ffmpeg import commented, explained, reason_in, reporting, running
 from dit_video.video.output import check_video
 
 Frames = NDArray[np.uint8]
 
 MAX_PICTURE_PIXELS = 64_000_000  # 8000x8000; its numbers take 1 GB while it is read
 
-# What ffmpeg's commonest reasons mean.
-_MEANING = {
-    "moov atom not found": "it is not a video, or its end is missing",
-    "Stream map '' matches no streams": "it holds no video",
-}
-
+_PICTURE_BRANDS = ("avif", "avis", "heic", "heix", "mif1")  # of files in MP4's format
 _PNG_KEY = "Comment"  # one of the format's own keywords
 _GIF_COMMENT = b"\x21\xfe"
-
-_ENVIRONMENT = threading.Lock()  # of the process, which is everybody's
 
 # RGB -> YUV by the matrix that the tags announce: left to itself swscale converts by bt601, whatever the tags say, and
 # saturated colours come back wrong. setparams writes the tags on the frames, where the encoders look for them.
@@ -64,8 +56,9 @@ class VideoInfo:
     """What a video file holds: pixels, frames counted by decoding them, frames per second, and how they are coded.
 
     fps: None for a picture, which has no rate. uneven: the frames do not follow each other evenly, and fps is the rate
-    that most of them have. seconds: playing time; None for a picture. audio: there is sound too. Rotation that the file
-    asks for is done already.
+    that most of them have. seconds: playing time; None for a picture. audio: there is sound too. pixel_shape: width to
+    height of a pixel, such as "4:3"; None where they are square. animated: the picture stands beside an animation,
+    which is not read. Rotation that the file asks for is done already.
     """
 
     width: int
@@ -77,6 +70,8 @@ class VideoInfo:
     colorspace: str
     uneven: bool = False
     audio: bool = False
+    pixel_shape: str | None = None
+    animated: bool = False
     seconds: float | None
 
 
@@ -123,14 +118,12 @@ def write_video(
             count = _write_picture(path, part, same, comment, lambda: check_video(path, 2, fps=fps, overwrite=True))
         else:
             coding, note = _coding(path.suffix.lower(), width, height)
-            if comment and path.suffix.lower() != ".gif":
-                coding["output_params"] += ["-metadata", f"comment={comment}"]
             rate = str(Fraction(fps).limit_denominator())  # imageio-ffmpeg before 0.8 rounds it
             exact = {"size": (width, height), "macro_block_size": 1, "fps": fps, "input_params": ["-r", rate]}
-            count = _write_clip(
-                path, part, same, {"quality": None, "ffmpeg_log_level": "level+quiet", **exact, **coding}
-            )
-            if comment and path.suffix.lower() == ".gif":  # for which ffmpeg writes none
+            options = {"quality": None, "ffmpeg_log_level": "level+quiet", **exact, **coding}
+            is_gif = path.suffix.lower() == ".gif"  # for which ffmpeg writes no comment
+            count = _write_clip(path, part, same, options, comment="" if is_gif else comment)
+            if comment and is_gif:
                 _add_gif_comment(part, comment)
     if placed.path != path:
         taken = f"{path}: another file took this name in the meantime; the video is {placed.path}."
@@ -151,7 +144,7 @@ def read_comment(path: Path | str) -> str | None:
         with suppress(OSError, SyntaxError, ValueError), Image.open(path) as picture:
             return picture.info.get(_PNG_KEY)
         return None
-    with _ffmpeg(path, ["-i", f"file:{path}", "-f", "ffmetadata", "pipe:1"]) as pipe:
+    with running(path, ["-i", f"file:{path}", "-f", "ffmetadata", "pipe:1"]) as pipe:
         text = pipe.read().decode(errors="replace")
     # A line "comment=...", in which a backslash stands before each of = ; # \ and line breaks.
     found = re.search(r"^comment=((?:[^\\\n]|\\.)*)$", text, re.MULTILINE | re.DOTALL | re.IGNORECASE)
@@ -172,7 +165,7 @@ def read_frames(path: Path | str, *, fps: float | None = None) -> Iterator[Frame
     scale = "scale=out_range=pc:flags=bicubic+accurate_rnd+full_chroma_int,format=rgb24"
     output = ["-vf", rate + scale, "-c:v", "ppm", "-f", "image2pipe", "pipe:1"]
     none = True
-    with _ffmpeg(Path(path), [*_input(path), *output]) as pipe:
+    with running(Path(path), [*_input(path), *output]) as pipe:
         while pipe.readline() == b"P6\n":
             none = False
             width, height = map(int, pipe.readline().split())
@@ -238,7 +231,7 @@ def probe(path: Path | str) -> VideoInfo:
     """
     path = Path(path)
     log: list[str] = []
-    with _ffmpeg(path, [*_input(path), "-f", "framecrc", "pipe:1"], level="info", log=log) as pipe:
+    with running(path, [*_input(path), "-f", "framecrc", "pipe:1"], level="info", log=log) as pipe:
         lines = pipe.read().decode().splitlines()
     crcs = [line for line in lines if not line.startswith("#")]
     header = dict(re.findall(r"^#(\w+) 0: (.*)$", "\n".join(lines), re.MULTILINE))
@@ -276,14 +269,31 @@ def probe(path: Path | str) -> VideoInfo:
         uneven=uneven,
         seconds=None if fps is None else float(whole),
         audio=re.search(r"Stream #0:\d+.*: Audio: ", messages) is not None,
+        pixel_shape=_pixel_shape(messages),
+        animated=_brand(messages) == "avis",
         colorspace=next((tag for tag in tags.split(", ") if tag not in ("tv", "pc", "progressive", "")), "unknown"),
     )
 
 
 def _is_picture(messages: str, codec: str, frames: int) -> bool:
-    """Whether ffmpeg's messages are about a file without a rate: of a format for pictures, or a GIF of one frame."""
+    """Whether ffmpeg's messages are about a file without a rate: of a format for pictures, or a GIF or AVIF of one
+    frame."""
     form = re.search(r"^(?:\[\w+\] )?Input #0, (\w+)", messages, re.MULTILINE)
-    return form is not None and (form[1].endswith("_pipe") or form[1] == "image2" or (codec == "gif" and frames == 1))
+    if frames == 1 and (codec == "gif" or _brand(messages) in _PICTURE_BRANDS):
+        return True
+    return form is not None and (form[1].endswith("_pipe") or form[1] == "image2")
+
+
+def _brand(messages: str) -> str:
+    """The kind of a file in MP4's format, of ffmpeg's messages about it."""
+    found = re.search(r"^(?:\[\w+\] )?\s*major_brand\s*: (\w+)", messages, re.MULTILINE)
+    return found[1] if found else ""
+
+
+def _pixel_shape(messages: str) -> str | None:
+    """Width to height of a pixel, of ffmpeg's messages about a file; None where they are square, or it is not told."""
+    found = re.search(r"Video: .*\[SAR (\d+:\d+) ", messages)
+    return found[1] if found and found[1] not in ("1:1", "0:1") else None
 
 
 def _single_frames(frames: Iterable[Any]) -> Iterator[Frames]:
@@ -348,24 +358,25 @@ def _text(comment: str) -> PngInfo:
     return found
 
 
-def _write_clip(path: Path, part: Path, frames: Iterator[Frames], options: dict[str, Any]) -> int:
+def _write_clip(path: Path, part: Path, frames: Iterator[Frames], options: dict[str, Any], *, comment: str = "") -> int:
     """Writes frames to `part` with imageio-ffmpeg's options; returns their number. Raises MediaError about `path`."""
     count = 0
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report"
+        options = {**options, "output_params": [*commented(comment, Path(folder)), *options["output_params"]]}
         with closing(imageio_ffmpeg.write_frames(f"file:{part}", **options)) as writer:
-            with _reporting(report), _explained(path, report):
+            with reporting(report), explained(path, report):
                 writer.send(None)  # starts ffmpeg
             try:
                 for frame in frames:
-                    with _explained(path, report):
+                    with explained(path, report):
                         writer.send(frame)
                     count += 1
             except BaseException:
                 with suppress(BaseException):
                     writer.throw(KeyboardInterrupt)  # kills ffmpeg, which would finish a file that nobody wants
                 raise
-        if reason := _reason(report):
+        if reason := reason_in(report):
             raise MediaError(f"{path}: ffmpeg cannot write it ({reason}).")
     if (written := _count_packets(part)) != count:  # an ffmpeg that was killed leaves no report
         raise MediaError(f"{path}: ffmpeg wrote {written} of {count} frames; memory or the disk may be full.")
@@ -375,39 +386,14 @@ def _write_clip(path: Path, part: Path, frames: Iterator[Frames], options: dict[
 def _count_packets(part: Path) -> int:
     """The frames that a file holds, not decoded; 0 for one that cannot be read."""
     packets = ["-i", f"file:{part}", "-map", "0:v:0", "-c", "copy", "-f", "framecrc", "pipe:1"]
-    with suppress(MediaError), _ffmpeg(part, packets) as pipe:
+    with suppress(MediaError), running(part, packets) as pipe:
         return sum(not line.startswith(b"#") for line in pipe)
     return 0
 
 
-@contextmanager
-def _explained(path: Path, report: Path) -> Iterator[None]:
-    """Turns a pipe that breaks, since ffmpeg has stopped, into a MediaError with ffmpeg's own reason."""
-    try:
-        yield
-    except OSError as error:
-        reason = _reason(report) or (str(error) or "it has stopped").splitlines()[0]
-        raise MediaError(f"{path}: ffmpeg cannot write it ({reason}).") from None
-
-
-@contextmanager
-def _reporting(report: Path) -> Iterator[None]:
-    """Lets an ffmpeg that is started within write its errors to a file (FFREPORT: ffmpeg's manual, generic options)."""
-    # ':', quotes and backslashes separate and escape, and % begins a placeholder
-    name = re.sub(r"([\\':])", r"\\\1", str(report).replace("%", "%%"))
-    # Without the second, imageio-ffmpeg forks by running Python in the child, which is unsafe beside torch's threads.
-    ours = {"FFREPORT": f"file={name}:level=16", "IMAGEIO_FFMPEG_NO_PREVENT_SIGINT": "1"}
-    with _ENVIRONMENT:
-        before = {key: os.environ.get(key) for key in ours}
-        os.environ.update(ours)
-        try:
-            yield
-        finally:
-            for key, value in before.items():
-                if value is None:
-                    del os.environ[key]
-                else:
-                    os.environ[key] = value
+def stored_as(path: Path, width: int, height: int) -> str:
+    """ffmpeg's name of how `write_video` stores the pixels of a file of this name and size."""
+    return "rgb24" if path.suffix.lower() == ".png" else _coding(path.suffix.lower(), width, height)[0]["pix_fmt_out"]
 
 
 def _coding(suffix: str, width: int, height: int) -> tuple[dict[str, Any], str | None]:
@@ -445,44 +431,3 @@ def _file(path: Path | str) -> Path:
     if not Path(path).stat().st_size:
         raise MediaError(f"{path}: the file is empty.")
     return Path(path)
-
-
-def _reason(report: Path) -> str:
-    """The first error in ffmpeg's messages, or "" if there is none."""
-    text = report.read_text(errors="replace") if report.is_file() else ""
-    errors = re.findall(r"^(?:\[[^]]*\] )*?\[(?:error|fatal)\] (?:\[\w+\] )?(.*)$", text, re.MULTILINE)
-    return errors[0].strip(" .") if errors else ""
-
-
-@contextmanager
-def _ffmpeg(
-    path: Path, arguments: list[str], *, level: str = "error", log: list[str] | None = None
-) -> Iterator[IO[bytes]]:
-    """Runs ffmpeg with the end of its output in our hand, and never lets it outlive us.
-
-    Raises:
-        MediaError: ffmpeg failed; its first error becomes one sentence about `path`.
-    """
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-hide_banner", "-v", f"level+{level}", *arguments]
-    # The messages go to a file, as nobody reads a second pipe while the first one is busy. A session of its own keeps
-    # Ctrl-C from ffmpeg: it reaches us, and we end ffmpeg.
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        (Path(folder) / "messages").open("wb") as messages,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=messages, start_new_session=True) as process,
-    ):
-        assert process.stdout is not None
-        try:
-            yield process.stdout
-        except BaseException:
-            process.kill()
-            raise
-        finally:
-            process.stdout.close()
-        status = process.wait()
-        if status != 0:
-            reason = _reason(Path(messages.name)) or f"exit status {status}"
-            reason = _MEANING.get(reason, reason)
-            raise MediaError(f"{path}: ffmpeg cannot read it ({reason}).")
-        if log is not None:
-            log.extend(Path(messages.name).read_text(errors="replace").splitlines())

@@ -1,6 +1,7 @@
 """What may be written: refused before anything heavy is imported or computed."""
 
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,8 +34,23 @@ def check_file(path: Path, suffixes: Sequence[str], *, overwrite: bool = False, 
         raise MediaError(f"{named}: the folder {path.parent} does not exist; create it first.")
     if os.path.lexists(path) and not overwrite:  # a link to nothing takes the name too
         raise MediaError(f"{named}: the file exists; choose another name or pass --overwrite.")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise MediaError(f"{named}: the folder {path.parent} is not writable; choose another one.")
+    check_folder(path.parent, named)
+
+
+def check_folder(folder: Path, named: str) -> None:
+    """Refuses a folder in which no file can be created, by creating one without a name; nothing is left behind.
+
+    Permissions do not tell: root has them on a file system that is read-only, or that is none, such as /proc.
+
+    Raises:
+        MediaError: so it is; the message begins with `named`.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise MediaError(f"{named}: the folder {folder} is not writable ({reason}); choose another one.") from None
 
 
 def check_video(path: Path, num_frames: int, *, fps: float, overwrite: bool = False, option: str = "") -> None:
