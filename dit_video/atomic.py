@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -88,6 +88,13 @@ def _take(name: Path, part: Path) -> bool:
             return False
         os.replace(part, name)
     return True
+
+
+def remove_parts(folder: Path, process: int) -> None:
+    """Removes what a process that has ended was writing in a folder."""
+    for part in folder.glob(f".dvgen-{process}-*.part"):
+        with suppress(OSError):
+            part.unlink()
 
 
 def _temporary(path: Path) -> Path:

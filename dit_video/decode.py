@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dit_video.checkpoints.files import save_tensors
 from dit_video.errors import DvgenError, UndefinedNumbers
 from dit_video.machine import is_out_of_memory
 from dit_video.nn.pixels import to_frames
@@ -22,17 +22,6 @@ if TYPE_CHECKING:
 
 BLACK = 8  # the brightest that a black picture is, of 255
 STILL = 1  # by how much the pixels of two frames differ at most that show the same, of 255
-
-
-def save_latents_of(latents: Tensor, file: Path, shape: VideoShape, *, fps: float, about: dict[str, str]) -> None:
-    """Writes the latents (C, T, H, W) of a clip, with what decoding them needs to know.
-
-    Raises:
-        CheckpointError: the file cannot be written.
-    """
-    size = {"width": shape.width, "height": shape.height, "frames": shape.num_frames, "fps": repr(float(fps))}
-    metadata = {**about, **{key: str(value) for key, value in size.items()}}
-    save_tensors({"latents": latents.cpu().contiguous()}, file, metadata=metadata)
 
 
 @torch.no_grad()
@@ -84,9 +73,8 @@ def write_decoded(
     Raises:
         DvgenError: the file cannot be written, decoding gave undefined numbers, or see `strict`.
     """
-    vae = stages.vae
-    tiles = [tile] if tile is not None or max(latents.shape[-2:]) <= MIN_TILE else [None, MIN_TILE]
-    for number, size in enumerate(tiles):
+    vae, sizes = stages.vae, _tiles(latents, tile)
+    for size in sizes:
         stages.progress("decode", 0, shape.num_frames)
         try:
             with stages.timed("decode"):
@@ -97,16 +85,42 @@ def write_decoded(
                 written = write_video(path, watched, fps=fps, overwrite=overwrite, comment=comment)
             break
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or number == len(tiles) - 1:
+            if not is_out_of_memory(error) or size == sizes[-1]:
                 raise
-            stages.warn(f"decoding whole frames ran out of memory: again in tiles of {MIN_TILE}x{MIN_TILE} latents")
-        gc.collect()
-        if stages.device.type == "cuda":
-            torch.cuda.empty_cache()
+        _make_room(stages)
     stages.progress("decode", shape.num_frames, shape.num_frames)
     if written.note:
         stages.warn(written.note)
     return written
+
+
+def decode_or_tile(
+    stages: "Stages", latents: Tensor, shape: VideoShape, *, tile: int | None = None
+) -> Iterator[np.ndarray]:
+    """As `decode_frames`; where memory runs out the frames that are left are decoded in tiles."""
+    sizes, given = _tiles(latents, tile), 0
+    for size in sizes:
+        try:
+            for frame in islice(decode_frames(stages.vae, latents, shape, tile=size), given, None):
+                given += 1
+                yield frame
+            return
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or size == sizes[-1]:
+                raise
+        _make_room(stages)
+
+
+def _tiles(latents: Tensor, tile: int | None) -> list[int | None]:
+    """The tiles to decode in, each where memory runs out with those before."""
+    return [tile] if tile is not None or max(latents.shape[-2:]) <= MIN_TILE else [None, MIN_TILE]
+
+
+def _make_room(stages: "Stages") -> None:
+    stages.warn(f"decoding whole frames ran out of memory: again in tiles of {MIN_TILE}x{MIN_TILE} latents")
+    gc.collect()
+    if stages.device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _counted(frames: Iterator[np.ndarray], progress: "Progress", total: int) -> Iterator[np.ndarray]:

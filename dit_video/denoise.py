@@ -70,8 +70,10 @@ def sample_latents(
     if begin.step == total:
         return denoiser.with_known(denoiser.unpack(begin.x))
 
+    is_told = False
+
     def on_step(state: State, total: int, denoised: Tensor) -> None:
-        nonlocal unfinished
+        nonlocal is_told
         if not bool(torch.isfinite(state.x).all()):
             raise UndefinedNumbers(
                 f"step {state.step} of {total} gave infinite or undefined numbers: {_likely(stages.dtype)}."
@@ -84,8 +86,9 @@ def sample_latents(
             if unfinished:
                 unfinished.step(state, total)
         except CheckpointError as error:  # no reason to lose the video as well
-            stages.warn(f"the state of denoising cannot be kept: {error}")
-            unfinished = None
+            if not is_told:
+                stages.warn(f"the state of denoising cannot be kept: {error}")
+            is_told = True
 
     denoiser.expert(float(levels.timesteps[begin.step]))  # loads it, before the steps are timed
     stages.progress("steps", begin.step, total)

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from dit_video.clip import Clip, Settings
-from dit_video.decode import checked, decode_frames
+from dit_video.decode import checked, decode_or_tile
 from dit_video.denoise import sample_latents
 from dit_video.groups import frames_of, group_of
 from dit_video.machine import peak_memory
@@ -29,7 +29,7 @@ from dit_video.make import encode_given
 from dit_video.prompts import read_prompts
 from dit_video.shapes import VideoShape
 from dit_video.stages import Stages, explained_memory
-from dit_video.unfinished import Unfinished
+from dit_video.unfinished import Unfinished, tell_kept
 from dit_video.video.io import write_video
 from dit_video.windows import Windows
 
@@ -39,7 +39,8 @@ MAX_SEED = 2**63
 class Maker:
     """Makes new frames beside given ones, with one prompt and one set of settings.
 
-    made: windows so far; each has the next seed. unfinished: where their states are kept until the file is there.
+    made: windows so far; each has the next seed. unfinished: where their states are kept until the file is there;
+    current: that of the latest.
     strict: new frames that are black, or of which all are alike, are an error instead of a warning.
     """
 
@@ -62,6 +63,7 @@ class Maker:
         self.strict = strict
         self.width, self.height = size
         self.made = 0
+        self.current: Unfinished | None = None
 
     def checked(self, frames: Iterator[np.ndarray], named: str) -> Iterator[np.ndarray]:
         """New frames, see `decode.checked`."""
@@ -107,13 +109,13 @@ class Maker:
         given, shape, skipped = self._window(before, count, after)
         stages = self.stages
         seed = (self.seed + self.made) % MAX_SEED
-        unfinished = self.unfinished and self.unfinished.of_part(self.made)
+        self.current = self.unfinished and self.unfinished.of_part(self.made)
         self.made += 1
         with explained_memory(shape):
             known = encode_given(stages, shape, given)
             clip = Clip(prompt=self.prompt, negative=self.negative, shape=shape, seed=seed, known=known)
-            latents = sample_latents(stages, [clip], self.settings, unfinished=unfinished)[0]
-            frames = decode_frames(stages.vae, latents, shape, tile=self.tile)
+            latents = sample_latents(stages, [clip], self.settings, unfinished=self.current)[0]
+            frames = decode_or_tile(stages, latents, shape, tile=self.tile)
             for number in range(skipped + count):
                 with stages.timed("decode"):
                     frame = next(frames)
@@ -228,7 +230,11 @@ def write_extended(
             be read or written.
     """
     stages, settings = maker.stages, maker.settings
-    written = write_video(path, frames, fps=fps, overwrite=overwrite, comment=comment)
+    try:
+        written = write_video(path, frames, fps=fps, overwrite=overwrite, comment=comment)
+    except BaseException as error:
+        tell_kept(maker.current, error, stages.warn)
+        raise
     if maker.unfinished:
         maker.unfinished.remove()
     if written.note:

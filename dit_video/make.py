@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from dit_video.clip import Clip, Settings, prompts_of
-from dit_video.decode import save_latents_of, write_decoded
+from dit_video.decode import write_decoded
 from dit_video.denoise import OnDenoised, sample_latents
 from dit_video.groups import check_beside
 from dit_video.known import Known, encode_beside, encode_frames, encode_known
+from dit_video.latents import is_of, read_latents, save_latents_of
 from dit_video.machine import peak_memory
 from dit_video.nn.pixels import pad_frames
 from dit_video.prompts import read_prompts
@@ -83,8 +84,12 @@ def make_clip(
             be written.
     """
     with explained_memory(clip.shape):
-        clip = with_frames(stages, clip, given, seen, start)
-        latents = sample_latents(stages, [clip], settings, unfinished=unfinished, watch=watch)[0]
+        if save_latents and is_of(save_latents, unfinished) and not path.exists():
+            stages.note(f"{save_latents}: the latents of the same command are there, and only their video is made")
+            latents = read_latents(save_latents).to(stages.device)
+        else:
+            clip = with_frames(stages, clip, given, seen, start)
+            latents = sample_latents(stages, [clip], settings, unfinished=unfinished, watch=watch)[0]
     return write_clip(
         stages,
         clip,
@@ -122,10 +127,12 @@ def write_clip(
 ) -> Result:
     """The second half of `make_clip`: the file of a clip whose latents (C, T, H, W) are there. Raises DvgenError."""
     with explained_memory(clip.shape):
-        if save_latents:
-            about = {"prompt": clip.prompt, "negative": clip.negative, "seed": str(clip.seed), "model": model}
-            save_latents_of(latents, save_latents, clip.shape, fps=fps, about=about)
         with keeping(unfinished, stages.warn):
+            if save_latents and not is_of(save_latents, unfinished):
+                about = {"prompt": clip.prompt, "negative": clip.negative, "seed": str(clip.seed), "model": model}
+                about |= {"key": unfinished.key} if unfinished else {}
+                save_latents_of(latents, save_latents, clip.shape, fps=fps, about=about)
+        with keeping(unfinished, stages.warn, latents=save_latents):
             written = write_decoded(
                 stages,
                 latents,

@@ -2,13 +2,15 @@
 
 The file is there once denoising has taken some seconds, and goes when the video is there. What it belongs to is told by
 a key, a hash of all that the latents depend on but the seed, and by the seed, which are both in its name. So a command
-that draws its seed finds what an earlier one has left, and takes up its seed.
+that draws its seed finds what an earlier one has left, and takes up its seed. Where there is no place for it beside the
+output it goes to the user's cache.
 """
 
 import hashlib
 import logging
 import os
 import re
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +21,8 @@ from typing import TYPE_CHECKING
 import torch
 
 import dit_video
+from dit_video import atomic
+from dit_video.cache import users_folder
 from dit_video.checkpoints.files import save_tensors
 from dit_video.checkpoints.headers import read_header, read_metadata
 from dit_video.checkpoints.stored import read_tensor
@@ -51,7 +55,8 @@ def kept_every() -> float:
 class Unfinished:
     """The state of one clip's denoising in a file.
 
-    part: which clip of a command that makes several one after the other. kept: steps done that the file holds.
+    part: which clip of a command that makes several one after the other. kept: steps done that a file holds.
+    told: it was said what is kept.
     """
 
     folder: Path
@@ -59,8 +64,11 @@ class Unfinished:
     seed: int
     part: int = 0
     kept: int = 0
+    told: bool = False
     _began: float = field(default_factory=time.monotonic)
-    _latest: tuple[State, int] | None = None
+    _worth: bool = False
+    _total: int = 0
+    _latest: State | None = None
 
     @property
     def path(self) -> Path:
@@ -68,25 +76,36 @@ class Unfinished:
         return self.folder / f".dvgen-{self.key}-{self.seed}.{self.part}.state"
 
     @property
+    def spare(self) -> Path | None:
+        """The file where there is no place for that one; None where nothing is to be kept in the user's cache."""
+        folder = _spare(self.folder)
+        return None if folder is None else folder / self.path.name
+
+    @property
     def is_done(self) -> bool:
-        """Whether the latest state is that after the last step."""
-        return self._latest is not None and self._latest[0].step == self._latest[1]
+        """Whether a file holds the state after the last step."""
+        return 0 < self.kept == self._total
 
     def of_part(self, part: int) -> "Unfinished":
         """That of another clip of the same command, whose clock goes on."""
-        return replace(self, part=part, kept=0, _latest=None)
+        return replace(self, part=part, kept=0, told=False, _worth=False, _total=0, _latest=None)
 
     def read(self, device: torch.device) -> State | None:
-        """Where denoising was broken off; None where there is nothing, or nothing that can be read."""
-        try:
-            tensors = read_header(self.path)
-            about = read_metadata(self.path)
-            found = [read_tensor(tensors[f"{number}"]).to(device, copy=True) for number in range(len(tensors))]
-            step = int(about["step"])
-        except (CheckpointError, OSError, KeyError, ValueError):
+        """Where denoising was broken off; None where there is nothing, or nothing that can be read.
+
+        What is read is ours from now on, and what the process that has left it was just writing is removed.
+        """
+        found = [each for path in (self.path, self.spare) if path is not None and (each := _read(path, device))]
+        if not found:
             return None
-        self.kept = step
-        return State(step, found[0], tuple(found[1:]))
+        state, about = max(found, key=lambda each: each[0].step)
+        self._latest, self._total = state, int(about["steps"])
+        if runs(about.get("process", "")) is False:
+            atomic.remove_parts(self.folder, int(about["process"].partition("@")[0]))
+        with suppress(CheckpointError):
+            self._write(state)
+        self.kept = state.step
+        return state
 
     def step(self, state: State, total: int) -> None:
         """A step is done: its state is written if it is time, or if it is the last one.
@@ -94,7 +113,7 @@ class Unfinished:
         Raises:
             CheckpointError: it cannot be written.
         """
-        self._latest = state, total
+        self._latest, self._total = state, total
         if self._is_worth_it() and (state.step == total or time.monotonic() - self._began >= kept_every()):
             self.write()
 
@@ -102,40 +121,77 @@ class Unfinished:
         """Writes the latest state, if denoising has taken long enough for it to be worth anything; whether it has.
 
         Raises:
-            CheckpointError: it cannot be written.
+            CheckpointError: it cannot be written, and is tried again after as long.
         """
         if self._latest is None or not self._is_worth_it():
             return False
-        state, total = self._latest
-        if state.step > self.kept:
-            every = (state.x, *state.kept)  # some of which may be the same, which a file of tensors may not hold twice
-            tensors = {str(number): tensor.cpu().clone() for number, tensor in enumerate(every)}
-            about = {"step": str(state.step), "steps": str(total), "process": this_process()}
-            save_tensors(tensors, self.path, metadata=about)
-            _log.debug("step %d of %d is kept in %s", state.step, total, self.path)
-            self.kept, self._began = state.step, time.monotonic()
+        if self._latest.step > self.kept:
+            self._began = time.monotonic()
+            self._write(self._latest)
+            self.kept = self._latest.step
         return True
 
+    def _write(self, state: State) -> None:
+        path = self._written(state)
+        _log.debug("step %d of %d is kept in %s", state.step, self._total, path)
+
+    def _written(self, state: State) -> Path:
+        every = (state.x, *state.kept)  # some of which may be the same, which a file of tensors may not hold twice
+        tensors = {str(number): tensor.cpu().clone() for number, tensor in enumerate(every)}
+        about = {"step": str(state.step), "steps": str(self._total), "process": this_process()}
+        try:
+            save_tensors(tensors, self.path, metadata=about)
+            return self.path
+        except CheckpointError:
+            if self.spare is None:
+                raise
+            try:
+                self.spare.parent.mkdir(parents=True, exist_ok=True)
+                save_tensors(tensors, self.spare, metadata=about)
+                return self.spare
+            except (OSError, CheckpointError):
+                pass
+            raise  # about the place beside the output, which the user knows
+
     def _is_worth_it(self) -> bool:
-        return self.kept > 0 or time.monotonic() - self._began >= kept_every()
+        self._worth = self._worth or self.kept > 0 or time.monotonic() - self._began >= kept_every()
+        return self._worth
 
     def remove(self) -> None:
         """Removes the files of all clips of the command."""
-        for path in self.folder.glob(f".dvgen-{self.key}-{self.seed}.*.state"):
-            path.unlink(missing_ok=True)
+        for folder in _folders(self.folder):
+            for path in folder.glob(f".dvgen-{self.key}-{self.seed}.*.state"):
+                path.unlink(missing_ok=True)
 
 
 @contextmanager
-def keeping(unfinished: Unfinished | None, warn: Callable[[str], None]) -> Iterator[None]:
-    """Writes the state of what is broken off, and says so; but not of denoising that would fail again."""
+def keeping(
+    unfinished: Unfinished | None, warn: Callable[[str], None], *, latents: Path | None = None
+) -> Iterator[None]:
+    """Writes the state of what is broken off, and says so; but not of what would fail again; latents: their file, where
+    it is there already."""
     try:
         yield
     except BaseException as error:
-        with suppress(DvgenError):
-            if unfinished and not isinstance(error, UndefinedNumbers) and unfinished.write():
-                what = "all steps are" if unfinished.is_done else f"{unfinished.kept} steps are"
-                warn(f"{what} kept; the same command goes on from there.")
+        tell_kept(unfinished, error, warn, latents=latents)
         raise
+
+
+def tell_kept(
+    unfinished: Unfinished | None, error: BaseException, warn: Callable[[str], None], *, latents: Path | None = None
+) -> None:
+    """Says, once, what an error has left; see `keeping`."""
+    if unfinished is None or isinstance(error, UndefinedNumbers) or unfinished.told:
+        return
+    unfinished.told = True
+    with suppress(DvgenError):
+        unfinished.write()
+    if latents:
+        command = f"dvgen decode {shlex.quote(str(latents))}"
+        warn(f"the latents are kept; the same command goes on from there, and `{command}` makes the video too.")
+    elif unfinished.kept:
+        what = "all steps are" if unfinished.is_done else f"{unfinished.kept} steps are"
+        warn(f"{what} kept; the same command goes on from there.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +212,7 @@ def find(folder: Path, key: str, seed: int | None) -> Found | None:
 
 
 def _found(folder: Path, key: str) -> Iterator[tuple[float, Found]]:
-    for path in folder.glob(f".dvgen-{key}-*.state"):
+    for path in (path for place in _folders(folder) for path in place.glob(f".dvgen-{key}-*.state")):
         match = _NAME.fullmatch(path.name)
         try:
             read_header(path)
@@ -167,6 +223,30 @@ def _found(folder: Path, key: str) -> Iterator[tuple[float, Found]]:
         except (CheckpointError, OSError, KeyError, ValueError):
             continue
         yield written, Found(seed=int(match[2]), part=int(match[3]), step=step, steps=steps)
+
+
+def _read(path: Path, device: torch.device) -> tuple[State, dict[str, str]] | None:
+    """The state in a file, and what the file says of it; None where it cannot be read."""
+    try:
+        tensors = read_header(path)
+        about = read_metadata(path)
+        found = [read_tensor(tensors[f"{number}"]).to(device, copy=True) for number in range(len(tensors))]
+        int(about["steps"])
+        return State(int(about["step"]), found[0], tuple(found[1:])), about
+    except (CheckpointError, OSError, KeyError, ValueError):
+        return None
+
+
+def _spare(folder: Path) -> Path | None:
+    """A folder of the user's cache that stands for one of outputs."""
+    place = users_folder("unfinished")
+    return None if place is None else place / hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Where states may be of commands whose output is in a folder."""
+    spare = _spare(folder)
+    return [folder] if spare is None else [folder, spare]
 
 
 def key_of(

@@ -16,7 +16,7 @@ LAYERS = (
         *("machine", "plan", "groups", "windows", "known", "given", "clip", "unfinished"),
         *("stages", "prompts", "denoise", "decode", "preview"),
     ),
-    ("make", "extend", "api"),
+    ("latents", "make", "extend", "api"),
     ("train", "evaluate", "evaluate_modes"),
     ("dvgen",),
 )

@@ -105,8 +105,8 @@ def _decode(
     speaker: console.Speaker,
 ) -> "WrittenVideo":
     speaker.progress("load program", 0, 1)
-    from dit_video.checkpoints.stored import read_tensor
     from dit_video.decode import write_decoded
+    from dit_video.latents import read_latents
     from dit_video.machine import memory_for, pick_device, pick_dtype
     from dit_video.plan import decoding_tile
     from dit_video.stages import Stages, explained_memory
@@ -125,7 +125,7 @@ def _decode(
     stages = Stages(
         checkpoint, dtype=dtype, device=device, progress=speaker.progress, note=speaker.note, warn=speaker.warn
     )
-    latents = read_tensor(read_header(file)["latents"]).to(device)
+    latents = read_latents(file).to(device)
     with explained_memory(kept.shape):
         return write_decoded(
             stages, latents, kept.shape, output, fps=kept.fps, overwrite=overwrite, tile=tile, strict=strict

@@ -229,7 +229,7 @@ def prompt(argument: str) -> str:
 def text(argument: str) -> str:
     """Text of the command line, or of a job. Raises UsageError when it is not valid UTF-8, or holds a zero byte."""
     if "\0" in argument:
-        raise UsageError(f"the text {_short(argument)!r} holds a zero byte, which no text does; leave it out.")
+        raise UsageError(f"the text {argument[:60]!r} holds a zero byte, which no text does; leave it out.")
     try:
         argument.encode()
     except UnicodeEncodeError:

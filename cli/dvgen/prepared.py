@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dvgen import console
-from dvgen.clips import ClipFile
+from dvgen.clips import ClipFile, tell_coding
 from dvgen.pictures import Placed
 from dvgen.recipe import Recipe
 from dvgen.sampling import Sampling, what_it_takes
@@ -171,7 +171,7 @@ class OneClip(Prepared):
         return {
             "fps": self.fps,
             "overwrite": self.sampling.overwrite,
-            "save_latents": self.sampling.latents_of(output),
+            "save_latents": self.sampling.latents_of(output, unfinished),
             "model": self.sampling.model.saved_name,
             "tile": self.plan.tile,
             "unfinished": unfinished,
@@ -206,6 +206,8 @@ class Windowed(Prepared):
         from dit_video.extend import connected, extended, write_extended
         from dit_video.windows import head_frames
 
+        for clip in (self.first, self.second) if self.second else (self.first,):
+            tell_coding(clip, output, stages.note)
         maker = self._maker(stages, unfinished)
         head = (self.second or self.first).head(head_frames(self.division))
         if self.second:

@@ -7,7 +7,7 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
-from dit_video import limits
+from dit_video import latents, limits
 from dit_video.checkpoints.hashes import known_hash, together
 from dit_video.checkpoints.places import Named
 from dit_video.clip import settings_of
@@ -126,8 +126,7 @@ class Sampling:
         if self.keep_latents and self.save_latents:
             given = f"--keep-latents and --save-latents {self.save_latents}"
             raise UsageError(f"{given}: only one of the two can be given.")
-        if self.save_latents:
-            check_file(self.save_latents, (".safetensors",), overwrite=self.overwrite, option="--save-latents")
+        self.latents_of(self.output)
 
     def open(self) -> "WanCheckpoint | RandomCheckpoint":
         """The checkpoint. Raises UsageError, CheckpointError."""
@@ -231,12 +230,22 @@ class Sampling:
         model, content = checkpoint.signature[:16], (together(checkpoint.files, known_hash) or "")[:16]
         return recipe_of(command, arguments, options, model=model, content=content, files=files)
 
-    def latents_of(self, output: Path) -> Path | None:
-        """The file of the latents, if they are to be kept. Raises UsageError, MediaError."""
-        if not self.keep_latents:
-            return self.save_latents
-        file = output.with_suffix(".safetensors")
-        check_file(file, (".safetensors",), overwrite=self.overwrite, option="--keep-latents")
+    def latents_of(self, output: Path | None, unfinished: "Unfinished | None" = None) -> Path | None:
+        """The file of the latents, if they are to be kept; output: the video's, if it has a name yet.
+
+        unfinished: of this command, which may find its own latents, left without a video. Without it any command's may
+        be these.
+
+        Raises:
+            UsageError, MediaError: it cannot be written.
+        """
+        file = output.with_suffix(".safetensors") if output and self.keep_latents else self.save_latents
+        if file is None:
+            return None
+        found = latents.made_by(file) if output is None or not output.exists() else None
+        is_ours = found is not None and (unfinished is None or found == (unfinished.key, unfinished.seed))
+        option = "--keep-latents" if self.keep_latents else "--save-latents"
+        check_file(file, (".safetensors",), overwrite=self.overwrite or is_ours, option=option)
         return file
 
     def go_on(self, key: str, speaker: console.Speaker) -> "tuple[Sampling, Unfinished]":
@@ -249,7 +258,9 @@ class Sampling:
         folder = self.output.parent if self.output else Path()
         found = find(folder, key, None if self.seed_drawn else self.seed)
         if found is None:
-            return self, Unfinished(folder, key, self.seed)
+            seed = self._seed_of_latents(key)
+            ours = self if seed is None or self.fresh else replace(self, seed=seed, seed_drawn=False)
+            return ours, Unfinished(folder, key, ours.seed)
         there = f"{found.step} of {found.steps} steps of the same command are there"
         if found.part:
             there = f"{there}, in window {found.part + 1}"
@@ -259,6 +270,14 @@ class Sampling:
             return self, Unfinished(folder, key, self.seed)
         speaker.note(f"{there}, with the seed {found.seed}: going on (--fresh begins anew)")
         return replace(self, seed=found.seed, seed_drawn=False), Unfinished(folder, key, found.seed)
+
+    def _seed_of_latents(self, key: str) -> int | None:
+        """The seed of the latents that the same command has left without a video, if it has."""
+        if self.output is None or self.output.exists():
+            return None
+        file = self.output.with_suffix(".safetensors") if self.keep_latents else self.save_latents
+        found = latents.made_by(file) if file else None
+        return found[1] if found and found[0] == key and (self.seed_drawn or found[1] == self.seed) else None
 
     def tell_seed(self, speaker: console.Speaker) -> None:
         """Say which seed it is; one that was drawn also when quiet."""

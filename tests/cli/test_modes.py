@@ -225,10 +225,10 @@ def test_a_picture_larger_than_memory_is_refused_unread(monkeypatch: pytest.Monk
 def test_black_new_frames_are_said_and_with_strict_not_kept(
     line: list[str], words: str, monkeypatch: pytest.MonkeyPatch
 ):
-    def black(vae: object, latents: object, shape: VideoShape, **_: object) -> Iterator[np.ndarray]:
+    def black(stages: object, latents: object, shape: VideoShape, **_: object) -> Iterator[np.ndarray]:
         yield from np.zeros((shape.num_frames, shape.height, shape.width, 3), np.uint8)
 
-    monkeypatch.setattr(extend, "decode_frames", black)
+    monkeypatch.setattr(extend, "decode_or_tile", black)
     assert f"{words}." in run(*line, *QUICK, "-o", "v.mp4").stderr
     Path("v.mp4").unlink()
     said = " ".join(run(*line, *QUICK, "--strict", "-o", "v.mp4", code=1).stderr.split())

@@ -1,6 +1,7 @@
 """Denoising that is broken off goes on where it was, bit for bit, and only from what is its own."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dit_video.checkpoints.files import load_tensors
+from dit_video.checkpoints.headers import read_metadata
+from dit_video.claims import this_process
 from dit_video.clip import Clip, Settings
 from dit_video.denoise import sample_latents
 from dit_video.models import open_checkpoint
@@ -110,8 +114,6 @@ def test_what_earlier_commands_left(tmp_path: Path):
 
 @pytest.mark.skipif(os.name != "posix", reason="only there can a process be asked whether it runs")
 def test_what_still_runs_is_left_alone(tmp_path: Path):
-    import socket
-
     key = "0" * 16
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as running:
         state(tmp_path, key, 5, process=f"{running.pid}@{socket.gethostname()}")
@@ -121,12 +123,67 @@ def test_what_still_runs_is_left_alone(tmp_path: Path):
 
 
 @pytest.mark.usefixtures("at_once")
-def test_a_state_that_cannot_be_written_is_no_failure(tmp_path: Path):
+def test_a_state_that_cannot_be_written_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DVGEN_CACHE", "")  # where else it would go
     said: list[str] = []
     latents, steps = sample(Settings(steps=3), Unfinished(tmp_path / "gone", "k", 3), said=said)
     assert steps[-1] == 3 and torch.equal(latents, sample(Settings(steps=3))[0])
     (line,) = said
     assert line.startswith("the state of denoising cannot be kept: ") and "No such file" in line
+
+
+@pytest.mark.usefixtures("at_once")
+def test_where_there_is_no_place_beside_the_output_the_cache_takes_it(tmp_path: Path, own_cache: Path):
+    key, said = "0" * 16, list[str]()
+    gone = Unfinished(tmp_path / "gone", key, 3)
+    with pytest.raises(Stop):
+        sample(Settings(steps=4), gone, stop_after=3, said=said)
+    assert said == ["2 steps are kept; the same command goes on from there."]
+    (file,) = own_cache.rglob("*.state")
+    assert file == gone.spare and find(tmp_path, key, 3) is None, "another folder's"
+    for folder in ("gone", "other"):
+        (tmp_path / folder).mkdir()
+    assert find(tmp_path / "other", key, 3) is None
+    found = find(tmp_path / "gone", key, 3)
+    assert found is not None and (found.step, found.steps) == (2, 4)
+    latents, steps = sample(Settings(steps=4), Unfinished(tmp_path / "gone", key, 3))
+    assert steps == [2, 3, 4] and torch.equal(latents, sample(Settings(steps=4))[0])
+    assert gone.path.exists(), "there is a place for it now"
+    gone.remove()
+    assert not gone.path.exists() and not file.exists()
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_place_that_is_free_again_is_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DVGEN_CACHE", "")
+    keep, said = Unfinished(tmp_path / "later", "k", 3), list[str]()
+    real = Unfinished.step
+
+    def step(self: Unfinished, state: Any, total: int) -> None:
+        if state.step == 3:
+            keep.folder.mkdir()
+        real(self, state, total)
+
+    monkeypatch.setattr(Unfinished, "step", step)
+    sample(Settings(steps=4), keep, said=said)
+    assert len(said) == 1 and keep.is_done and keep.path.exists()
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.skipif(os.name != "posix", reason="only there can a process be asked whether it runs")
+def test_what_the_ended_process_was_writing_goes_when_its_state_is_taken_up(tmp_path: Path):
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    with pytest.raises(Stop):
+        sample(Settings(steps=4), Unfinished(tmp_path, "k", 3), stop_after=2)
+    keep = Unfinished(tmp_path, "k", 3)
+    tensors, about = load_tensors(keep.path)
+    save_file(tensors, keep.path, about | {"process": f"{ended.pid}@{socket.gethostname()}"})
+    half, other = tmp_path / f".dvgen-{ended.pid}-0123.part", tmp_path / f".dvgen-{ended.pid}1-0123.part"
+    half.touch()
+    other.touch()
+    assert keep.read(CPU) is not None and not half.exists() and other.exists()
+    assert read_metadata(keep.path)["process"] == this_process(), "it is ours now"
 
 
 def test_the_key_is_another_for_whatever_changes_the_latents(tmp_path: Path):

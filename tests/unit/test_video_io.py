@@ -17,7 +17,7 @@ from imageio_ffmpeg import get_ffmpeg_exe
 from PIL import Image
 
 from dit_video.errors import MediaError, UsageError
-from dit_video.video.io import probe, read_frames, read_picture, read_video, write_video
+from dit_video.video.io import probe, read_comment, read_frames, read_picture, read_video, write_video
 from dit_video.video.output import check_video
 
 COLOURS = {
@@ -237,10 +237,16 @@ def test_overwrite_allows_an_existing_file(tmp_path: Path) -> None:
     check_video(tmp_path / "there.mp4", 9, fps=24, overwrite=True)
 
 
-def test_read_only_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
-    with pytest.raises(MediaError, match="is not writable"):
-        check_video(tmp_path / "clip.mp4", 9, fps=24)
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a folder that takes no file, whoever asks")
+def test_a_folder_that_takes_no_file_is_refused() -> None:
+    assert os.access("/proc", os.W_OK) == (os.geteuid() == 0), "permissions do not tell"
+    with pytest.raises(MediaError, match=r"/proc/clip\.mp4: the folder /proc is not writable \(.+\); choose another"):
+        check_video(Path("/proc/clip.mp4"), 9, fps=24)
+
+
+def test_the_check_of_a_folder_leaves_nothing(tmp_path: Path) -> None:
+    check_video(tmp_path / "clip.mp4", 9, fps=24)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_png_of_a_longer_iterator_is_refused(tmp_path: Path) -> None:
@@ -287,6 +293,29 @@ def test_reading_may_stop_early(tmp_path: Path) -> None:
     frames = read_frames(path)
     assert next(frames).shape == (64, 64, 3)
     frames.close()
+
+
+def test_clips_with_other_than_square_pixels_and_avif_are_told(tmp_path: Path) -> None:
+    source = ("-f", "lavfi", "-i", "testsrc=s=64x48:r=8:d=0.5")
+    ffmpeg(*source, "-vf", "setsar=4/3", tmp_path / "wide.mp4")
+    ffmpeg(*source, tmp_path / "moving.avif")
+    Image.new("RGB", (64, 48)).save(tmp_path / "still.avif")
+    Image.new("1", (30000, 30000)).save(tmp_path / "huge.png")
+    assert probe(tmp_path / "wide.mp4").pixel_shape == "4:3"
+    wide, still = write_video(tmp_path / "a.mp4", gradient(2, 48, 64), fps=8).path, probe(tmp_path / "still.avif")
+    assert probe(wide).pixel_shape is None
+    assert (still.fps, still.seconds, still.animated) == (None, None, False), "a picture has no rate"
+    assert (probe(tmp_path / "moving.avif").fps, probe(tmp_path / "moving.avif").animated) == (None, True)
+    with pytest.raises(MediaError, match=r"huge\.png: ffmpeg cannot read it \(it has far more pixels than can be read"):
+        probe(tmp_path / "huge.png")
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif", ".png"])
+def test_a_comment_of_any_length_comes_back(tmp_path: Path, suffix: str) -> None:
+    """Longer than what fits in an argument of a command line."""
+    for text in ("короткий; = # \\ 'it'\n\n", 'слова "и" 🦊\n' * 20_000):
+        path = write_video(tmp_path / f"a{suffix}", gradient(1, 16, 16), fps=8, overwrite=True, comment=text).path
+        assert read_comment(path) == text
 
 
 def ffmpeg(*arguments: str | Path) -> None:
