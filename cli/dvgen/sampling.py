@@ -126,7 +126,8 @@ class Sampling:
         if self.keep_latents and self.save_latents:
             given = f"--keep-latents and --save-latents {self.save_latents}"
             raise UsageError(f"{given}: only one of the two can be given.")
-        self.latents_of(self.output)
+        if self.count == 1:
+            self.latents_of(self.output)
 
     def open(self) -> "WanCheckpoint | RandomCheckpoint":
         """The checkpoint. Raises UsageError, CheckpointError."""
