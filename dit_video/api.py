@@ -305,7 +305,7 @@ class Model:
                 note=_LOG.info,
                 warn=_warn,
             )
-        self._stages.seconds.clear()
+        self._stages.count_anew()
         return self._stages, plan
 
     def _made(self, stages: Stages, plan: Plan, clip: Clip, how: Settings, fps: float, on_step: OnStep | None) -> Video:

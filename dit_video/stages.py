@@ -145,6 +145,11 @@ class Stages:
             stage.passes for name, stage in self._loaded.items() if name.startswith("transformer")
         )
 
+    def count_anew(self) -> None:
+        """Forget what was counted so far, in seconds and forwards: what follows is told by itself."""
+        self.seconds.clear()
+        self._passes_of_freed -= self.forwards
+
     def free(self) -> None:
         """Drop every loaded stage from memory."""
         if not self._loaded:

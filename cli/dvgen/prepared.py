@@ -267,6 +267,7 @@ def make(request: Request, prepare: Prepare, speaker: console.Speaker) -> None:
         result = each.write(stages, output, unfinished.of_part(number) if several else unfinished, watching)
         strips.append(watching.strip)
         speaker.result(json.dumps(asdict(result), default=str) if sampling.as_json else str(result.path))
+        stages.count_anew()
     if sampling.sheet and strips:
         from dit_video.video.sheet import write_sheet
 

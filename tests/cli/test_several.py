@@ -40,6 +40,9 @@ def test_each_is_an_object_of_its_own_in_json():
     result = sample("--count", "2", "--seed", "7", "--json", "-q")
     found = [json.loads(line) for line in result.stdout.splitlines()]
     assert [(each["seed"], each["path"]) for each in found] == [(7, "a-red-ball-7.mp4"), (8, "a-red-ball-8.mp4")]
+    # What one took, not what all did: the model is loaded once.
+    assert [each["forwards"] for each in found] == [4, 4]
+    assert found[0]["seconds"]["load"] > 0 == found[1]["seconds"].get("load", 0)
 
 
 def test_what_the_same_recipe_made_before_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch):
