@@ -22,8 +22,7 @@ def again(
 ) -> None:
     """Make FILE again, by the recipe in it: unchanged, the frames are the same, whatever the settings are.
 
-    Every option of the command that made it can be given too, and goes before what the recipe says:
-    dvgen again FILE --seed 8 -o other.mp4
+    Every option of the command that made it can be given too, and goes before what the recipe says.
     """
     recipe = recipe_in(file)
     line = command_line(recipe, context.args)

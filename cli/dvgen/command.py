@@ -9,7 +9,7 @@ from typer.core import TyperCommand
 
 import dit_video
 from dit_video.errors import DvgenError, UsageError
-from dvgen import logs, options, settings
+from dvgen import examples, logs, options, settings
 from dvgen.settings import Given
 
 # Click's class of wrong usage, wherever this version of Typer keeps Click.
@@ -21,6 +21,9 @@ class Command(TyperCommand):
 
     Every flag that can be a setting has an opposite, --no-FLAG, so that it can be turned off again.
     """
+
+    def __init__(self, name: str | None, **about: Any) -> None:
+        super().__init__(name, **{**about, "epilog": examples.document(name)})
 
     def make_parser(self, ctx: Any) -> Any:
         """The parser of Click, which knows the opposites of flags too."""
@@ -72,9 +75,12 @@ class Command(TyperCommand):
             raise
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Help, in which defaults are those without settings."""
+        """Help, in which defaults are those without settings, and its examples."""
         ctx.default_map = None
+        document, self.epilog = self.epilog, None
         super().format_help(ctx, formatter)
+        self.epilog = document
+        examples.show(self.name)
 
 
 class Beforehand(dict[str, Any]):

@@ -53,40 +53,74 @@ class Request:
 @with_logging
 def evaluate(
     model: Annotated[
-        str, _option("--model -m", "NAME|PATH", "A diffusers folder that learnt the world.", complete=complete)
+        str,
+        _option(
+            "--model -m", "NAME|PATH", "A diffusers folder that learnt the world.", complete=complete, panel="Files"
+        ),
     ] = "default",
-    lora: Annotated[list[str] | None, _option("--lora", "FILE[:STRENGTH]", loras.HELP, show_default=False)] = None,
-    prompts: Annotated[str, _option("--prompts", "N", "How many of the fixed prompts.", of="eval")] = "300",
+    lora: Annotated[
+        list[str] | None, _option("--lora", "FILE[:STRENGTH]", loras.HELP, show_default=False, panel="Files")
+    ] = None,
+    prompts: Annotated[
+        str, _option("--prompts", "N", "How many of the fixed prompts.", of="eval", panel="Questions")
+    ] = "300",
     split: Annotated[
-        str, _option("--split", "NAME", "held-out: combinations and wordings new to the model; or training.", of="eval")
+        str,
+        _option(
+            "--split",
+            "NAME",
+            "held-out: combinations and wordings new to the model; or training.",
+            of="eval",
+            panel="Questions",
+        ),
     ] = "held-out",
-    mode: Annotated[str, _option("--mode", "NAME", f"What is asked for: {', '.join(FRAMES)}.", of="eval")] = "text",
+    mode: Annotated[
+        str, _option("--mode", "NAME", f"What is asked for: {', '.join(FRAMES)}.", of="eval", panel="Questions")
+    ] = "text",
     objects: Annotated[
-        str, _option("--objects", "1|2", "Things in every clip; 2: right when both are.", of="eval")
+        str, _option("--objects", "1|2", "Things in every clip; 2: right when both are.", of="eval", panel="Questions")
     ] = "1",
-    size: Annotated[str, _option("--size", "WxH", "Size of every clip.", of="eval")] = "256x144",
+    size: Annotated[str, _option("--size", "WxH", "Size of every clip.", of="eval", panel="Questions")] = "256x144",
     frames: Annotated[
         Text,
-        _option("--frames", "N", "Length of every clip; 24, of extend 48, half of it given, of connect 36.", of="eval"),
+        _option(
+            "--frames",
+            "N",
+            "Length of every clip; 24, of extend 48, half of it given, of connect 36.",
+            of="eval",
+            panel="Questions",
+        ),
     ] = None,
-    strength: Annotated[Text, _option("--strength", "0..1", "How much an edit may change.", of="eval")] = None,
-    seed: Annotated[str, _option("--seed", "N", "Of the first clip; the others count up.", of="eval")] = "0",
-    steps: Annotated[Text, _option("--steps", "N", "This and the next three: the checkpoint's own without.")] = None,
-    solver: Annotated[Text, _option("--solver", "NAME", f"{', '.join(limits.SOLVERS)}.")] = None,
-    shift: Annotated[Text, _option("--shift", "F", "Above 1: more of the steps at high noise.")] = None,
-    guidance: Annotated[Text, _option("--guidance", "F", "Guidance scale; 1 is none.")] = None,
+    strength: Annotated[
+        Text, _option("--strength", "0..1", "How much an edit may change.", of="eval", panel="Questions")
+    ] = None,
+    seed: Annotated[
+        str, _option("--seed", "N", "Of the first clip; the others count up.", of="eval", panel="Questions")
+    ] = "0",
+    steps: Annotated[
+        Text, _option("--steps", "N", "This and the next three: the checkpoint's own without.", panel="Sampling")
+    ] = None,
+    solver: Annotated[Text, _option("--solver", "NAME", f"{', '.join(limits.SOLVERS)}.", panel="Sampling")] = None,
+    shift: Annotated[
+        Text, _option("--shift", "F", "Above 1: more of the steps at high noise.", panel="Sampling")
+    ] = None,
+    guidance: Annotated[Text, _option("--guidance", "F", "Guidance scale; 1 is none.", panel="Sampling")] = None,
     reconstruct: Annotated[
-        bool, _option("--reconstruct", None, "The autoencoder alone, on the true scenes.", of="eval")
+        bool, _option("--reconstruct", None, "The autoencoder alone, on the true scenes.", of="eval", panel="Questions")
     ] = False,
     as_json: Annotated[
-        Path | None, _option("--json", "FILE.json", "Also write the rates and every answer.", setting=False)
+        Path | None,
+        _option("--json", "FILE.json", "Also write the rates and every answer.", setting=False, panel="Files"),
     ] = None,
     sheet: Annotated[
-        Path | None, _option("--sheet", "FILE.png", "Also draw the first clips, right ones green.", setting=False)
+        Path | None,
+        _option("--sheet", "FILE.png", "Also draw the first clips, right ones green.", setting=False, panel="Files"),
     ] = None,
-    overwrite: Annotated[bool, _option("--overwrite", None, "Replace files that exist.")] = False,
-    dtype: Annotated[str, _option("--dtype", "NAME", "float32, bfloat16 or float16, for every stage.")] = "auto",
-    device: Annotated[str, _option("--device", "NAME", "cpu, cuda or mps.")] = "auto",
+    overwrite: Annotated[bool, _option("--overwrite", None, "Replace files that exist.", panel="Files")] = False,
+    dtype: Annotated[
+        str, _option("--dtype", "NAME", "float32, bfloat16 or float16, for every stage.", panel="Machine")
+    ] = "auto",
+    device: Annotated[str, _option("--device", "NAME", "cpu, cuda or mps.", panel="Machine")] = "auto",
     quiet: Annotated[bool, _option("--quiet -q", None, "No progress and no notes.", panel=options.MESSAGES)] = False,
 ) -> None:
     """Sample fixed prompts and score them with the detector; what it cannot tell counts as wrong."""

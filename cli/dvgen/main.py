@@ -90,21 +90,23 @@ def main(
     """Text to video in a terminal: a diffusion transformer over spacetime patches."""
 
 
-app.command(cls=sample.Command)(sample.sample)
-app.command(cls=Command)(extend.extend)
-app.command(cls=Command)(extend.connect)
-app.command(cls=Command)(edit.edit)
-app.command(cls=Command, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(batch.batch)
-app.command(cls=Command)(decode.decode)
-app.command(cls=Command, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(again.again)
-app.command(cls=Command)(info.info)
-app.command(cls=Command)(convert.convert)
-app.command(cls=Command)(models.models)
-app.command(cls=Command)(download.download)
-app.command("eval", cls=Command)(evaluate.evaluate)
-app.command(cls=Command)(scenes.scenes)
-app.command(cls=Command)(config.config)
-app.add_typer(train.app, name="train")
+_ANY: dict[str, Any] = {"ignore_unknown_options": True, "allow_extra_args": True}
+
+app.command(cls=sample.Command, rich_help_panel="Videos")(sample.sample)
+app.command(cls=Command, rich_help_panel="Videos")(extend.extend)
+app.command(cls=Command, rich_help_panel="Videos")(extend.connect)
+app.command(cls=Command, rich_help_panel="Videos")(edit.edit)
+app.command(cls=Command, rich_help_panel="Videos", context_settings=_ANY)(batch.batch)
+app.command(cls=Command, rich_help_panel="Videos")(decode.decode)
+app.command(cls=Command, rich_help_panel="Videos", context_settings=_ANY)(again.again)
+app.command(cls=Command, rich_help_panel="Models")(info.info)
+app.command(cls=Command, rich_help_panel="Models")(convert.convert)
+app.command(cls=Command, rich_help_panel="Models")(models.models)
+app.command(cls=Command, rich_help_panel="Models")(download.download)
+app.command("eval", cls=Command, rich_help_panel="Models")(evaluate.evaluate)
+app.command(cls=Command, rich_help_panel="Training")(scenes.scenes)
+app.command(cls=Command, rich_help_panel="Settings")(config.config)
+app.add_typer(train.app, name="train", rich_help_panel="Training")
 
 
 def _stop(number: int, _: object) -> None:

@@ -26,6 +26,8 @@ class Command(command.Command):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """As in every command, except for arguments beyond the prompt. Raises UsageError."""
+        if ctx.resilient_parsing:  # a shell asks what could come next
+            return super().parse_args(ctx, args)
         given = [Word(arg) for arg in args]
         ctx.allow_extra_args = True
         rest = super().parse_args(ctx, list(args))
