@@ -125,11 +125,25 @@ class Speaker:
 
     def result(self, text: str) -> None:
         """One result on standard output, while the bars stand still."""
-        if self._bars:
-            self._bars.stop()
-        result(text)
-        if self._bars:
-            self._bars.start()
+        with self._standing():
+            result(text)
+
+    @contextmanager
+    def _standing(self) -> Iterator[None]:
+        """While something else is written. Those that are full stay above it, the others go on below: bars that are
+        started again would wipe out as many lines as they had."""
+        if not self._bars:
+            yield
+            return
+        self._bars.stop()
+        yield
+        old, self._bars, self._tasks = self._bars, _bars(), {}
+        for task in old.tasks:
+            if not task.finished:
+                about = {"completed": int(task.completed), "total": task.total, **task.fields}
+                self._tasks[task.description] = self._bars.add_task(task.description, **about)
+                self._bars.tasks[-1].start_time = task.start_time
+        self._bars.start()
 
     def note(self, text: str) -> None:
         """One line that the user should see, above the bars."""
@@ -153,13 +167,10 @@ class Speaker:
         """What a person answers; `otherwise` where nobody can be asked, or the answer is empty."""
         if self.quiet or not _is_terminal(sys.stderr) or sys.stdin is None or not sys.stdin.isatty():
             return otherwise
-        if self._bars:
-            self._bars.stop()
-        sys.stderr.write(f"{question} [{'Y/n' if otherwise else 'y/N'}] ")
-        sys.stderr.flush()
-        answer = sys.stdin.readline().strip().lower()
-        if self._bars:
-            self._bars.start()
+        with self._standing():
+            sys.stderr.write(f"{question} [{'Y/n' if otherwise else 'y/N'}] ")
+            sys.stderr.flush()
+            answer = sys.stdin.readline().strip().lower()
         return answer in ("y", "yes") if answer else otherwise
 
     def progress(self, stage: str, done: int, total: int) -> None:

@@ -139,6 +139,15 @@ def test_no_color_is_respected(words: str, tmp_path: Path, monkeypatch: pytest.M
     assert not COLOUR.search(in_terminal(*line, NO_COLOR="1"))
 
 
+def test_results_stay_on_the_screen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    line = ("sample", "a", "--random-weights", "--size", "32x32", "--frames", "5", "--seed", "1", "--count", "2")
+    found = in_terminal(*line)
+    for name in ("a-1.mp4", "a-2.mp4"):  # bars that are drawn again below begin below
+        assert not found.partition(f"{name}\r\n")[2].lstrip("\x1b[?25l").startswith("\r\x1b[2K\x1b[1A"), found
+    assert found.count("\x1b[1A") and found.partition("a-2.mp4\r\n")[2].count("\x1b[1A") == 0
+
+
 SHELLS = {  # how each is started, and takes the script
     "bash": ("bash --norc -i", "source script.bash"),
     "zsh": ("zsh -f -i", "autoload -U compinit; compinit -u; source script.zsh"),
