@@ -21,8 +21,9 @@ from dit_video.flow.solvers import SOLVERS, State
 from dit_video.groups import BESIDE
 from dit_video.plan import PACK_TOKENS
 from dit_video.prompts import encode_prompts
+from dit_video.shapes import VideoShape
 from dit_video.stages import Checkpoint, Stages
-from dit_video.unfinished import Unfinished, keeping
+from dit_video.unfinished import Together, Unfinished, keeping
 
 if TYPE_CHECKING:
     from dit_video.models.wan.dit import ImageKeys, TextKeys, WanDiT
@@ -40,7 +41,7 @@ def sample_latents(
     clips: Sequence[Clip],
     settings: Settings,
     *,
-    unfinished: Unfinished | None = None,
+    unfinished: Unfinished | Together | None = None,
     watch: OnDenoised | None = None,
 ) -> list[Tensor]:
     """The normalised latents of all clips, denoised as one pack: float32 (C, T, H, W) each, on the padded grid.
@@ -108,16 +109,17 @@ def _begin(noise: Tensor, start: Tensor | None, sigma: float) -> Tensor:
     return noise if start is None else torch.lerp(start, noise, sigma)
 
 
-def _latent_size(checkpoint: Checkpoint, clip: Clip) -> tuple[int, int, int, int]:
-    shape = checkpoint.grid.latent(clip.shape)
-    return checkpoint.latent_channels, shape.frames, shape.height, shape.width
+def latent_size(checkpoint: Checkpoint, shape: VideoShape) -> tuple[int, int, int, int]:
+    """The latents (C, T, H, W) of a clip of that shape."""
+    latent = checkpoint.grid.latent(shape)
+    return checkpoint.latent_channels, latent.frames, latent.height, latent.width
 
 
 class _Noise:
     """The noise of a pack, each clip's out of a generator of its own on the CPU, in float32."""
 
     def __init__(self, checkpoint: Checkpoint, clips: Sequence[Clip]) -> None:
-        self.sizes = [_latent_size(checkpoint, clip) for clip in clips]
+        self.sizes = [latent_size(checkpoint, clip.shape) for clip in clips]
         self.generators = [torch.Generator("cpu").manual_seed(clip.seed) for clip in clips]
 
     def draw(self) -> list[Tensor]:
@@ -132,7 +134,7 @@ class _Denoiser:
         self, stages: Stages, clips: Sequence[Clip], settings: Settings, prompts: list[str], embeds: list[Tensor]
     ) -> None:
         self.stages, self.settings, self.embeds = stages, settings, embeds
-        self.sizes = [_latent_size(stages.checkpoint, clip) for clip in clips]
+        self.sizes = [latent_size(stages.checkpoint, clip.shape) for clip in clips]
         self.cond = [prompts.index(clip.prompt) for clip in clips]
         self.uncond = [prompts.index(clip.negative) for clip in clips if clip.negative in prompts]
         grid = stages.checkpoint.grid

@@ -12,7 +12,7 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -107,6 +107,14 @@ class Unfinished:
         self.kept = state.step
         return state
 
+    def saved(self) -> int:
+        """How many steps a file holds; 0 where there is none that can be read."""
+        found = [0]
+        for path in filter(None, (self.path, self.spare)):
+            with suppress(CheckpointError, OSError, KeyError, ValueError):
+                found.append(int(read_metadata(path)["step"]))
+        return max(found)
+
     def step(self, state: State, total: int) -> None:
         """A step is done: its state is written if it is time, or if it is the last one.
 
@@ -164,9 +172,50 @@ class Unfinished:
                 path.unlink(missing_ok=True)
 
 
+class Together:
+    """The states of clips that are denoised as one pack, each in its own file, so that each can go on in other company.
+
+    lengths: how many numbers of the pack's x are each clip's. told: it was said what is kept.
+    """
+
+    def __init__(self, parts: Sequence[Unfinished], lengths: Sequence[int]) -> None:
+        self.parts, self.lengths, self.told = list(parts), list(lengths), False
+
+    @property
+    def kept(self) -> int:
+        """Steps done that every file holds."""
+        return min(part.kept for part in self.parts)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the latest state is that after the last step."""
+        return all(part.is_done for part in self.parts)
+
+    def read(self, device: torch.device) -> State | None:
+        """Where denoising was broken off; None where not all clips have a state of the same step."""
+        found = [part.read(device) for part in self.parts]
+        states = [state for state in found if state is not None]
+        if len(states) < len(found) or len({(state.step, len(state.kept)) for state in states}) != 1:
+            for part in self.parts:
+                part.kept = 0
+            return None
+        kept = zip(*(state.kept for state in states), strict=True)
+        return State(states[0].step, torch.cat([state.x for state in states]), tuple(map(torch.cat, kept)))
+
+    def step(self, state: State, total: int) -> None:
+        """See `Unfinished.step`."""
+        xs, kept = state.x.split(self.lengths), [tensor.split(self.lengths) for tensor in state.kept]
+        for number, part in enumerate(self.parts):
+            part.step(State(state.step, xs[number], tuple(every[number] for every in kept)), total)
+
+    def write(self) -> bool:
+        """See `Unfinished.write`."""
+        return all([part.write() for part in self.parts])
+
+
 @contextmanager
 def keeping(
-    unfinished: Unfinished | None, warn: Callable[[str], None], *, latents: Path | None = None
+    unfinished: Unfinished | Together | None, warn: Callable[[str], None], *, latents: Path | None = None
 ) -> Iterator[None]:
     """Writes the state of what is broken off, and says so; but not of what would fail again; latents: their file, where
     it is there already."""
@@ -178,7 +227,11 @@ def keeping(
 
 
 def tell_kept(
-    unfinished: Unfinished | None, error: BaseException, warn: Callable[[str], None], *, latents: Path | None = None
+    unfinished: Unfinished | Together | None,
+    error: BaseException,
+    warn: Callable[[str], None],
+    *,
+    latents: Path | None = None,
 ) -> None:
     """Says, once, what an error has left; see `keeping`."""
     if unfinished is None or isinstance(error, UndefinedNumbers) or unfinished.told:

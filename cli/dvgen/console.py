@@ -159,7 +159,7 @@ class Speaker:
     def show(self, text: str) -> None:
         """One line, above the bars."""
         if self._bars:
-            self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._bars.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
         else:
             say(text)
 

@@ -13,20 +13,30 @@ from dit_video.errors import UsageError
 from dvgen import options
 
 KINDS = (".txt", ".jsonl", ".csv")
+COMMAND = "sample"  # of jobs that do not say
+
+Given = Mapping[str, str | bool | list[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """A line of a file of jobs.
 
-    index: of the job, from 1. where: the file and the line, for messages. prompt: what to show. given: values by the
-    long names of options, as they would be typed; True for a flag, a list where an option is given several times.
+    index: of the job, from 1. where: the file and the line, for messages. command: that it is a command line of. given:
+    values by the names of its arguments, such as prompt, and by the long names of its options, as they would be typed;
+    True for a flag, a list where an option is given several times.
     """
 
     index: int
     where: str
-    prompt: str
-    given: Mapping[str, str | bool | list[str]]
+    command: str
+    given: Given
+
+    @property
+    def prompt(self) -> str:
+        """What to show; "" where it does not say."""
+        found = self.given.get("prompt", "")
+        return found if isinstance(found, str) else ""
 
 
 def read_jobs(source: str) -> list[Job]:
@@ -52,21 +62,21 @@ def read_jobs(source: str) -> list[Job]:
             raise UsageError(f"{source}: cannot be read ({error.strerror or error}).") from None
     lines = {".txt": _of_text, ".jsonl": _of_json, ".csv": _of_table}[kind](text, name)
     jobs = [
-        Job(index=index, where=where, prompt=prompt, given=given)
-        for index, (where, prompt, given) in enumerate(lines, start=1)
+        Job(index=index, where=where, command=command, given=given)
+        for index, (where, command, given) in enumerate(lines, start=1)
     ]
     if not jobs:
         raise UsageError(f"{name}: holds no jobs; a line is one.")
     return jobs
 
 
-_Line = tuple[str, str, dict[str, str | bool | list[str]]]
+_Line = tuple[str, str, Given]  # where it is, the command, and what is given to it
 
 
 def _of_text(text: str, name: str) -> Iterator[_Line]:
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
-            yield f"{name}, line {number}", line.strip(), {}
+            yield f"{name}, line {number}", COMMAND, {"prompt": line.strip()}
 
 
 def _of_json(text: str, name: str) -> Iterator[_Line]:
@@ -97,10 +107,11 @@ def _of_table(text: str, name: str) -> Iterator[_Line]:
 
 def _job(where: str, found: Mapping[str, Any]) -> _Line:
     given = {str(key).strip().removeprefix("--").replace("_", "-"): value for key, value in found.items()}
-    prompt = given.pop("prompt", None)
-    if not isinstance(prompt, str):
-        raise UsageError(f"{where}: has no prompt; every job needs one.")
-    return where, prompt, {name: written(where, name, value) for name, value in given.items()}
+    command = given.pop("command", COMMAND)
+    for name, value in (("command", command), ("prompt", given.get("prompt", ""))):
+        if not isinstance(value, str):
+            raise UsageError(f"{where}: {name} is {json.dumps(value)}, and must be text.")
+    return where, command, {name: written(where, name, value) for name, value in given.items()}
 
 
 def written(where: str, name: str, value: Any) -> str | bool | list[str]:

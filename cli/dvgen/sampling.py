@@ -468,9 +468,15 @@ def _options(
 
 def parsed(values: Mapping[str, Any]) -> tuple[dict[str, Any], Sampling]:
     """The values of a command's own options, and the checked ones of `Sampling` out of all. Raises DvgenError."""
-    ours = inspect.signature(_options).parameters
-    theirs = {name: each for name, each in values.items() if name not in ours and name not in logs.OPTIONS}
-    return theirs, _options(**{n: values[n] for n in ours})
+    rest: dict[str, Any] = {}
+    ours: dict[str, Any] = {}
+    for name, each in values.items():
+        if name not in logs.OPTIONS:
+            (ours if name in _OURS else rest)[name] = each
+    return rest, _options(**ours)
+
+
+_OURS = frozenset(inspect.signature(_options).parameters)
 
 
 def with_sampling(*, without: Sequence[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:

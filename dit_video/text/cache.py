@@ -40,6 +40,7 @@ class EmbeddingCache:
 
     def __init__(self, folder: Path, made_by: str, *, max_bytes: int | None = None) -> None:
         self.folder, self.made_by, self.max_bytes = folder, made_by, max_bytes
+        self._taken: int | None = None  # bytes, as far as this process knows: to look each time is slow after thousands
 
     def has(self, prompt: str) -> bool:
         """Whether there is a file, whole or not."""
@@ -67,8 +68,12 @@ class EmbeddingCache:
         found = {"embedding": embedded.embedding.cpu().clone(), "unknown": embedded.unknown, "cut": embedded.cut}
         with atomic.replacing(path) as part:
             torch.save(found, part)
-        if self.max_bytes is not None:
-            _shrink(self.folder, self.max_bytes)
+        if self.max_bytes is None:
+            return
+        if self._taken is not None:
+            self._taken += path.stat().st_size
+        if self._taken is None or self._taken > self.max_bytes:
+            self._taken = _shrink(self.folder, self.max_bytes)
 
     def path(self, prompt: str) -> Path:
         """The file of a prompt."""
@@ -90,15 +95,17 @@ def users_cache(made_by: str) -> EmbeddingCache | None:
     return None if folder is None else EmbeddingCache(folder, made_by, max_bytes=MAX_BYTES)
 
 
-def _shrink(folder: Path, most: int) -> None:
-    """Removes files until no more than `most` bytes are left, those first that were not used for the longest time."""
+def _shrink(folder: Path, most: int) -> int:
+    """Removes files until no more than `most` bytes are left, those first that were not used for the longest time; what
+    is left."""
     files = [(stat.st_mtime, stat.st_size, file) for file in folder.rglob("*.pt") if (stat := _stat(file))]
     total = sum(size for _, size, _ in files)
     for _, size, file in sorted(files):
         if total <= most:
-            return
+            break
         file.unlink(missing_ok=True)
         total -= size
+    return total
 
 
 def _stat(file: Path) -> os.stat_result | None:

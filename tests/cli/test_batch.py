@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dvgen import batch, jobs
+from dvgen import jobs, tasks
 from dvgen.main import app
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
@@ -101,7 +101,7 @@ def test_small_jobs_share_passes_and_each_text_is_read_once(monkeypatch: pytest.
     monkeypatch.setattr(
         denoise,
         "sample_latents",
-        lambda stages, clips, settings: packs.append(len(clips)) or real(stages, clips, settings),
+        lambda stages, clips, settings, **more: packs.append(len(clips)) or real(stages, clips, settings, **more),
     )
     loads: list[str] = []
     stage = stages.Stages._stage
@@ -159,10 +159,10 @@ def test_one_job_of_a_pack_that_fails_does_not_take_the_others_with_it(monkeypat
 
     real = denoise.sample_latents
 
-    def failing(stages: Any, clips: Any, settings: Any) -> Any:
+    def failing(stages: Any, clips: Any, settings: Any, **more: Any) -> Any:
         if any(clip.prompt == "bad" for clip in clips):
             raise DvgenError("the weights are damaged.")
-        return real(stages, clips, settings)
+        return real(stages, clips, settings, **more)
 
     monkeypatch.setattr(denoise, "sample_latents", failing)
     found = made(write("jobs.txt", "a", "bad", "c"), *TINY, "--keep-going", code=3)
@@ -211,7 +211,18 @@ def test_prompts_of_all_kinds():
         (("nameless.csv",), "nameless.csv, line 2: has no prompt"),
         (("wide.csv",), "wide.csv, line 2: has more cells than the first line names"),
         (("null.jsonl",), "null.jsonl, line 1: size is null, which no option takes"),
-        (("extend.jsonl",), "extend.jsonl, line 1: command extend: a batch makes videos with sample alone"),
+        (("extend.jsonl",), "extend.jsonl, line 1: has no clip; every job of this command needs one"),
+        (("decode.jsonl",), "command 'decode': must be one of sample, extend, connect, edit; the nearest is"),
+        (("gone.jsonl",), "gone.jsonl, line 1: CLIP gone.mp4: there is no such file"),
+        (("flag.jsonl",), "flag.jsonl, line 1: strict: must be true or false, not 'maybe'"),
+        (("listed.jsonl",), "listed.jsonl, line 1: size: must be text or a number, not a list"),
+        (("number.jsonl",), "number.jsonl, line 1: prompt is 5, and must be text"),
+        (("twice.jsonl",), "twice.jsonl, line 2: --output x.mp4: job 1 has the same"),
+        (("jobs.txt", "--output", "x.mp4"), "--output: names one file, and there may be many jobs"),
+        (("jobs.txt", "--strength", "0.5"), "--strength: sample know no such option"),
+        (("jobs.txt", "--json"), "--json: is not for jobs"),
+        (("jobs.txt", "--bogus"), "No such option: --bogus"),
+        (("jobs.txt", "more.txt"), "more.txt: is one argument too many"),
         (("quiet.jsonl",), "quiet.jsonl, line 1: --quiet: is not for jobs"),
         (("jobs.txt", "--out", "nowhere"), "--out nowhere: there is no such folder"),
         (("jobs.txt", "--name", "{seed}"), "--name {seed}: needs {index}"),
@@ -230,7 +241,13 @@ def test_bad_input(arguments: tuple[str, ...], words: str):
         "nameless.csv": "size\n16x16\n",
         "wide.csv": "prompt\na,b\n",
         "null.jsonl": '{"prompt": "a", "size": null}',
-        "extend.jsonl": '{"prompt": "a", "command": "extend"}',
+        "extend.jsonl": '{"prompt": "a", "command": "extend", "forward": 4}',
+        "decode.jsonl": '{"prompt": "a", "command": "decode"}',
+        "gone.jsonl": '{"clip": "gone.mp4", "command": "extend", "forward": 4}',
+        "flag.jsonl": '{"prompt": "a", "strict": "maybe"}',
+        "listed.jsonl": '{"prompt": "a", "size": ["a"]}',
+        "number.jsonl": '{"prompt": 5}',
+        "twice.jsonl": '{"prompt": "a", "output": "x.mp4"}\n{"prompt": "b", "output": "x.mp4"}',
         "quiet.jsonl": '{"prompt": "a", "quiet": true}',
     }.items():
         Path(name).write_text(text)
@@ -241,13 +258,24 @@ def test_bad_input(arguments: tuple[str, ...], words: str):
     assert sorted(Path().iterdir()) == before
 
 
-def test_long_files_are_read_at_once():
-    Path("jobs.txt").write_text("".join(f"a red ball number {number}\n" for number in range(10_000)))
+LONG = {
+    "txt": lambda number: f"a red ball number {number}",
+    "jsonl": lambda number: json.dumps(
+        {"prompt": f"ball {number}", "output": f"{number}.mp4", "steps": number % 50 + 1}
+    ),
+    "csv": lambda number: f"ball {number},{number}.mp4,{number % 50 + 1}" if number else "prompt,output,steps",
+}
+
+
+@pytest.mark.parametrize("kind", LONG)
+def test_long_files_are_read_at_once(kind: str):
+    Path(f"jobs.{kind}").write_text("".join(f"{LONG[kind](number)}\n" for number in range(10_000 + (kind == "csv"))))
     began = time.process_time()
-    report: Any = None
-    tasks = list(batch._checked(jobs.read_jobs("jobs.txt"), ["--random-weights"], False, report))
-    assert len(tasks) == 10_000 and time.process_time() - began < 2
-    assert (tasks[41].request.prompt, tasks[41].request.sampling.seed) == ("a red ball number 41", 42)
+    found = list(tasks.checked(jobs.read_jobs(f"jobs.{kind}"), ["--random-weights"], Path()))
+    taken = time.process_time() - began
+    assert len(found) == 10_000 and taken < 2
+    last = found[-1]
+    assert isinstance(last, tasks.Task) and last.request.sampling.seed == 10_000
 
 
 def test_lines_that_are_no_objects_of_ours():
