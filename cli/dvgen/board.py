@@ -53,16 +53,17 @@ class Board(console.Speaker):
             self._bars = _live(self)
         self.progress("jobs", 0, len(jobs))
 
-    def warn(self, text: str) -> None:
-        """As `Speaker.warn`; what many jobs have in common is said once."""
+    def show(self, text: str) -> None:
+        """As `Speaker.show`; what many jobs have in common is said once."""
         if text not in self._said:
             self._said.add(text)
-            super().warn(text)
+            super().show(text)
 
     def begin(self, jobs: Iterable[Job]) -> None:
         """Jobs run from now on, and no others."""
         self._began = time.monotonic() if self._began is None else self._began
         self._share = 0.0
+        self._started.pop("steps", None)  # of jobs that have failed
         for row in self._running:
             if row.state == "running":
                 self._set(row, "queued")

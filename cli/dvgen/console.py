@@ -107,7 +107,7 @@ class Speaker:
         self.quiet = quiet
         self._bars: Any = _bars() if not quiet and _is_terminal(sys.stderr) else None
         self._tasks: dict[str, Any] = {}
-        self._started: dict[str, float] = {}
+        self._started: dict[str, tuple[float, int]] = {}  # when a stage began, and with how many parts done
         self._spoken: dict[str, float] = {}
 
     def __enter__(self) -> Self:
@@ -176,8 +176,8 @@ class Speaker:
     def progress(self, stage: str, done: int, total: int) -> None:
         """`done` of `total` parts of a stage are finished; called with 0 when it begins."""
         now = time.monotonic()
-        started = self._started.setdefault(stage, now)
-        left = duration((now - started) / done * (total - done)) if 0 < done < total else ""
+        started, first = self._started.setdefault(stage, (now, done))
+        left = duration((now - started) / (done - first) * (total - done)) if first < done < total else ""
         if self._bars:
             self._draw(stage, done, total, left)
         elif not self.quiet:
@@ -200,7 +200,7 @@ class Speaker:
 
     def _speak(self, stage: str, done: int, total: int, left: str) -> None:
         now = time.monotonic()
-        started = self._started[stage]
+        started, _ = self._started[stage]
         if done >= total:
             count = f" {total}" if total > 1 else ""
             say(f"{stage}:{count} done in {duration(now - started)}")

@@ -305,4 +305,4 @@ def _is_of(path: Path, video: Prepared) -> bool | None:
     if recipe is None:
         return None
     found = read_recipe(path)
-    return found is not None and (found.line, found.model) == (recipe.line, recipe.model)
+    return found is not None and found.makes_the_same(recipe)

@@ -15,12 +15,13 @@ import pytest
 import torch
 from dvgen import jobs, tasks
 from dvgen.main import app
+from dvgen.recipe import recipe_in
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from dit_video import denoise, stages
 from dit_video.errors import UsageError
-from dit_video.video.io import probe, read_frames
+from dit_video.video.io import probe, read_frames, write_video
 
 TINY = ("--random-weights", "--size", "32x32", "--frames", "5", "--steps", "2")
 
@@ -283,21 +284,163 @@ def test_lines_that_are_no_objects_of_ours():
         jobs.read_jobs(write("jobs.csv", "prompt,size"))
 
 
+def clip(name: str, count: int, seed: int = 0) -> str:
+    frames = np.random.default_rng(seed).integers(0, 256, (count, 32, 48, 3), dtype=np.uint8)
+    write_video(Path(name), frames, fps=10, overwrite=True)
+    return name
+
+
+def test_jobs_of_every_command():
+    clip("a.mp4", 9), clip("b.mp4", 6, seed=1)
+    Path("out").mkdir()
+    every: list[dict[str, Any]] = [
+        {"prompt": "a cat", "seed": 3, "size": "32x32", "frames": 5},
+        {"command": "extend", "clip": "a.mp4", "prompt": "on", "forward": 7},
+        {"command": "edit", "clip": "b.mp4", "prompt": "a dog", "strength": 0.7, "keep-latents": True},
+        {"command": "connect", "a": "a.mp4", "b": "b.mp4", "frames": 5, "output": "joined.webm"},
+        {"command": "extend", "clip": "a.mp4", "loop": 4, "seed": 9},
+    ]
+    line = ("--random-weights", "--steps", "3", "--dtype", "float32")
+    found = {each["index"]: each for each in made(write("jobs.jsonl", *every), "--out", "out", *line)}
+    names = ["1-a-cat-3.mp4", "2-a-extended-2.mp4", "3-b-a-dog-3.mp4", "joined.webm", "5-a-loop-9.mp4"]
+    assert [Path(found[index]["path"]).name for index in range(1, 6)] == names
+    assert [found[index]["command"] for index in range(1, 6)] == [each.get("command", "sample") for each in every]
+    assert [found[index]["frames"] for index in range(1, 6)] == [5, 16, 6, 20, 13] and found[4]["new_frames"] == 5
+    assert Path("out/3-b-a-dog-3.safetensors").is_file()
+    alone = (
+        ("sample", "a cat", "--size", "32x32", "--frames", "5", "--seed", "3"),
+        ("extend", "a.mp4", "on", "--forward", "7", "--seed", "2"),
+        ("edit", "b.mp4", "a dog", "--strength", "0.7", "--seed", "3"),
+        ("connect", "a.mp4", "b.mp4", "--frames", "5", "--seed", "4"),
+        ("extend", "a.mp4", "--loop", "4", "--seed", "9"),
+    )
+    for index, (words, name) in enumerate(zip(alone, names, strict=True), start=1):
+        run(*words, *line, "-o", f"alone-{name}")
+        apart = np.abs(frames(f"out/{name}") - frames(f"alone-{name}"))
+        assert apart.mean() < 2, f"job {index}: coders make more of a last digit"
+        assert recipe_in(Path(f"out/{name}")).makes_the_same(recipe_in(Path(f"alone-{name}")))
+    again = made("jobs.jsonl", "--out", "out", *line)
+    assert {each["status"] for each in again} == {"skipped"}
+    clip("b.mp4", 6, seed=2)  # so that what was made of it is of another clip
+    kept = made("jobs.jsonl", "--out", "out", *line, "--keep-going", code=3)
+    assert {each["index"]: each["status"] for each in kept} == {
+        **{1: "skipped", 2: "skipped", 5: "skipped"},
+        **{3: "failed", 4: "failed"},
+    }
+
+
+def test_options_of_all_jobs_are_those_of_the_commands_that_have_them():
+    clip("a.mp4", 5)
+    jobs_file = write("jobs.jsonl", {"prompt": "x"}, {"command": "edit", "clip": "a.mp4", "prompt": "y", "duration": 1})
+    said = run("batch", jobs_file, *TINY, code=2).stderr
+    assert "jobs.jsonl, line 2: No such option: --duration" in said
+    write("jobs.jsonl", {"prompt": "x", "duration": "0.5"}, {"command": "edit", "clip": "a.mp4", "prompt": "y"})
+    found = {each["index"]: each for each in made(jobs_file, *TINY, "--strength", "0.5", "--seed", "7")}
+    assert found[1]["frames"] == 4, "a duration of the job's own puts the frames of all aside"
+    assert (found[2]["width"], found[2]["frames"]) == (48, 5) and {each["seed"] for each in found.values()} == {7}
+
+
+def test_two_jobs_of_one_name():
+    found = made(
+        write("jobs.jsonl", {"prompt": "x", "seed": 4, "output": "2-y-2.mp4"}, {"prompt": "y"}),
+        *TINY,
+        "--overwrite",
+        "--keep-going",
+        code=3,
+    )
+    assert [each["status"] for each in found] == ["failed", "done"]
+    assert "2-y-2.mp4: is the name of job 1 too" in found[0]["error"]
+
+
+def start(*arguments: str, every: str = "10") -> "subprocess.Popen[str]":
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DVGEN_KEEP_EVERY": every}
+    line = [sys.executable, "-m", "dvgen", "batch", *arguments]
+    return subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def told(out: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.splitlines()]
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-def test_stopped_it_goes_on_where_it_was():
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_it_goes_on_where_it_was(number: signal.Signals):
     write("jobs.txt", *[f"clip {number}" for number in range(12)])
-    line = [sys.executable, "-m", "dvgen", "batch", "jobs.txt", *TINY[:-1], "60", "--size", "160x160"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    line = ("jobs.txt", *TINY[:-1], "60", "--size", "160x160")
+    process = start(*line)
     assert process.stdout is not None
     first = json.loads(process.stdout.readline())
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=120)
-    assert first["status"] == "done" and process.returncode in (0, 130), said
-    found = subprocess.run(line, env=environment, capture_output=True, text=True)
-    assert found.returncode == 0
-    status = [json.loads(each)["status"] for each in found.stdout.splitlines()]
-    assert len(status) == 12 and status[0] == "skipped" and not [*Path().glob(".dvgen-*")]
+    process.send_signal(number)
+    rest, said = process.communicate(timeout=120)
+    assert first["status"] == "done" and process.returncode == 128 + number, said
+    assert "Traceback" not in said
+    done = [first, *told(rest)]
+    left = sorted(path.name for path in Path().iterdir())
+    assert left == sorted(["jobs.txt", *(each["path"] for each in done)]), "nothing half-written, and no claim"
+    out, said = start(*line).communicate(timeout=300)
+    status = [each["status"] for each in told(out)]
+    assert status == ["skipped"] * len(done) + ["done"] * (12 - len(done)), said
+    assert not [*Path().glob(".dvgen-*")]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kill -9 is a signal")
+def test_killed_it_goes_on_in_the_middle_of_a_pack():
+    write("jobs.jsonl", *[{"prompt": text, "frames": 1 + 4 * n, "keep-latents": True} for n, text in enumerate("abc")])
+    line = ("jobs.jsonl", "--random-weights", "--size", "64x64", "--steps", "400", "--dtype", "float32")
+    Path("whole").mkdir()
+    made(*line, "--out", "whole")
+    process = start(*line, every="0")
+    while process.poll() is None and len([*Path().glob(".dvgen-*.state")]) < 3:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.kill()
+    out, _ = process.communicate(timeout=60)
+    assert out == "" and [*Path().glob(".dvgen-*.claim")]
+    out, said = start(*line, every="0").communicate(timeout=300)
+    assert [each["status"] for each in told(out)] == ["done"] * 3
+    assert len(re.findall(r"jobs.jsonl, line \d: \d+ steps are there: going on", said)) == 3
+    assert not [*Path().glob(".dvgen-*")]
+    for each in told(out):
+        latents = [
+            load_file(path.with_suffix(".safetensors"))["latents"]
+            for path in (Path(each["path"]), "whole" / Path(each["path"]))
+        ]
+        assert torch.allclose(*latents, rtol=0, atol=1e-5)
+
+
+def test_two_batches_in_one_folder_make_each_job_once():
+    write("jobs.txt", *[f"clip {number}" for number in range(8)])
+    write("more.txt", *[f"clip {number}" for number in range(11)])  # the same eight, and three more
+    line = ("--random-weights", "--size", "96x96", "--frames", "9", "--steps", "60")
+    pair = [start(name, *line) for name in ("jobs.txt", "more.txt")]
+    found = [(*process.communicate(timeout=300), process.returncode) for process in pair]
+    assert [code for *_, code in found] == [0, 0], found
+    ours, theirs = ({each["index"]: each["status"] for each in told(out)} for out, *_ in found)
+    assert sorted(ours) == [*range(1, 9)] and sorted(theirs) == [*range(1, 12)]
+    for index in ours:
+        assert sorted((ours[index], theirs[index])) == ["done", "skipped"], "each once"
+    names = sorted(path.name for path in Path().iterdir())
+    assert len(names) == 11 + 2 and not [name for name in names if name.startswith(".")]
+    assert all(probe(path).frames == 9 for path in Path().glob("*.mp4"))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kill -9 is a signal")
+def test_a_batch_takes_over_what_a_killed_one_had():
+    write("jobs.txt", *[f"clip {number}" for number in range(4)])
+    line = ("jobs.txt", "--random-weights", "--size", "160x160", "--frames", "9", "--steps", "400")
+    one = start(*line)
+    while one.poll() is None and not [*Path().glob(".dvgen-*.claim")]:
+        time.sleep(0.01)
+    other = start(*line)
+    assert other.stderr is not None
+    said = ""
+    while "waiting for it" not in said and other.poll() is None:
+        said += other.stderr.readline()
+    one.kill()
+    one.communicate(timeout=60)
+    out, rest = other.communicate(timeout=300)
+    assert other.returncode == 0 and [each["status"] for each in told(out)] == ["done"] * 4, said + rest
+    assert len([*Path().iterdir()]) == 5
 
 
 @pytest.mark.slow

@@ -16,11 +16,12 @@ from dit_video.checkpoints.headers import read_metadata
 from dit_video.claims import this_process
 from dit_video.clip import Clip, Settings
 from dit_video.denoise import sample_latents
+from dit_video.flow.solvers import SOLVERS, State
 from dit_video.models import open_checkpoint
 from dit_video.models.wan.random import RandomCheckpoint
 from dit_video.shapes import VideoShape
 from dit_video.stages import Stages
-from dit_video.unfinished import Unfinished, find, key_of
+from dit_video.unfinished import Together, Unfinished, find, key_of
 from tests.tiny import tiny_wan21_folder
 
 CPU = torch.device("cpu")
@@ -212,3 +213,45 @@ def test_the_key_is_another_for_whatever_changes_the_latents(tmp_path: Path):
     keys.append(key_of(**usual | {"checkpoint": open_checkpoint(folder)}))
     assert len({key, *keys}) == len(keys) + 1
     assert load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_clips_of_a_pack_go_on_in_other_company(solver: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DVGEN_KEEP_EVERY", "0")
+    shapes = [SHAPE, VideoShape(num_frames=9, height=48, width=32), VideoShape(num_frames=1, height=64, width=64)]
+    clips = [Clip(prompt="abc"[number], shape=shape, seed=number) for number, shape in enumerate(shapes)]
+    settings = Settings(steps=6, solver=solver)
+    stages = Stages(RandomCheckpoint(), dtype=torch.float32, device=CPU)
+    whole = sample_latents(stages, clips, settings)
+
+    def together(*numbers: int) -> Together:
+        parts = [Unfinished(tmp_path, f"{number:016x}", number) for number in numbers]
+        return Together(parts, [whole[number].numel() for number in numbers])
+
+    class Ended(Exception):
+        pass
+
+    def end(step: int, total: int, _: object) -> None:
+        if step == 4:  # that of step 3 is kept
+            raise Ended
+
+    with pytest.raises(Ended):
+        sample_latents(stages, clips, settings, unfinished=together(0, 1, 2), watch=end)
+    assert [part.saved() for part in together(0, 1, 2).parts] == [3, 3, 3]
+    before = stages.forwards
+    (alone,) = sample_latents(stages, [clips[2]], settings, unfinished=together(2))
+    assert stages.forwards - before == (5 if solver == "heun" else 3)
+    pair = sample_latents(stages, [clips[1], clips[0]], settings, unfinished=together(1, 0))
+    for found, expected in zip([pair[1], pair[0], alone], whole, strict=True):
+        assert torch.allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_clips_that_are_not_as_far_begin_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DVGEN_KEEP_EVERY", "0")
+    parts = [Unfinished(tmp_path, f"{number:016x}", number) for number in range(2)]
+    for number, part in enumerate(parts):
+        part.step(State(2 + number, torch.zeros(4)), 9)
+    again = Together([Unfinished(tmp_path, f"{number:016x}", number) for number in range(2)], [4, 4])
+    assert again.read(CPU) is None and again.kept == 0
+    again.step(State(1, torch.ones(8)), 9)
+    assert [part.saved() for part in again.parts] == [1, 1], "what is there is replaced"
