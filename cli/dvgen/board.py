@@ -152,7 +152,7 @@ class Board(console.Speaker):
         first = next((at for at, row in enumerate(rows) if row.state == "running"), None)
         if first is None:
             first = next((at for at, row in enumerate(rows) if row.state not in ENDED), len(rows))
-        start = min(max(first - BEFORE, 0), len(rows) - size)
+        start = min(max(first - min(BEFORE, size // 4), 0), len(rows) - size)
         return rows[start : start + size]
 
 
