@@ -12,6 +12,7 @@ import typer
 
 from dit_video.claims import Claims
 from dit_video.errors import DvgenError, MediaError
+from dit_video.latents import is_of
 from dit_video.video.output import check_video
 from dvgen import chosen, edit, extend, options, sample
 from dvgen.board import Board
@@ -60,12 +61,17 @@ class Rules:
 
 @dataclass(frozen=True, kw_only=True)
 class Ready:
-    """A task that is to be carried out. was: what the file was before, None where there was none."""
+    """A task that is to be carried out.
+
+    was: what the file was before, None where there was none. alone: in no pack, since it is made in windows, or its
+    latents are there already.
+    """
 
     job: Job
     video: Prepared
     path: Path
     was: tuple[int, int] | None
+    alone: bool
 
 
 class Run:
@@ -144,10 +150,11 @@ class Run:
                 self.board.end(job, "skipped", path=path)
                 return None
             check_video(path, video.frames, fps=video.fps, overwrite=rules.overwrite)
-            # Latents that are there without their video are those of a job that was broken off.
-            latents = path.with_suffix(".safetensors") if shared.keep_latents else shared.save_latents
-            shared = replace(shared, output=path, overwrite=rules.overwrite, save_latents=latents, keep_latents=False)
-            return Ready(job=job, video=replace(video, sampling=shared), path=path, was=was)
+            video = replace(video, sampling=replace(shared, output=path, overwrite=rules.overwrite))
+            unfinished = self._unfinished(path, video)
+            latents = video.sampling.latents_of(path, unfinished)
+            decoded = latents is not None and not was and is_of(latents, unfinished) and not rules.fresh
+            return Ready(job=job, video=video, path=path, was=was, alone=decoded or not isinstance(video, OneClip))
         except DvgenError as error:
             self._failed(job, error)
             return None
@@ -162,13 +169,13 @@ class Run:
                 if not ours:
                     continue
                 self._read(text for each in ours for text in each.video.prompts)
-                pairs = [(each, self._unfinished(each)) for each in ours]
+                pairs = [(each, self._unfinished(each.path, each.video)) for each in ours]
                 for each, unfinished in pairs:
                     if self.rules.fresh:
                         unfinished.remove()
                     elif there := unfinished.saved():
                         self.board.note(f"{each.job.where}: {there} steps are there: going on (--fresh begins anew)")
-                if not isinstance(ours[0].video, OneClip):
+                if ours[0].alone:
                     self._write(*pairs[0])
                     continue
                 made += self._denoise(pairs)
@@ -180,13 +187,11 @@ class Run:
         return held
 
     def _packs(self, chunk: Sequence[Ready]) -> Iterator[list[Ready]]:
-        """Jobs with the same settings that are as far, up to so many tokens together; those of windows alone."""
+        """Jobs with the same settings that are as far, up to so many tokens together."""
         alike: dict[Any, list[Ready]] = {}
         for number, each in enumerate(chunk):
-            together = (
-                (each.video.settings, self._unfinished(each).saved()) if isinstance(each.video, OneClip) else number
-            )
-            alike.setdefault(together, []).append(each)
+            steps = 0 if each.alone else self._unfinished(each.path, each.video).saved()
+            alike.setdefault(number if each.alone else (each.video.settings, steps), []).append(each)
         for several in alike.values():
             pack: list[Ready] = []
             tokens = 0
@@ -221,13 +226,13 @@ class Run:
             self._failed(each.job, error, each.path)
             return False
 
-    def _unfinished(self, each: Ready) -> "Unfinished":
+    def _unfinished(self, path: Path, video: Prepared) -> "Unfinished":
         from dit_video.unfinished import Unfinished
 
-        return Unfinished(each.path.parent, each.video.key(each.path), each.video.sampling.seed)
+        return Unfinished(path.parent, video.key(path), video.sampling.seed)
 
     def _write(self, each: Ready, unfinished: "Unfinished") -> None:
-        """A job of windows, from its beginning to its end."""
+        """A job that is in no pack, from its beginning to its end."""
         self.board.begin([each.job])
         try:
             self._done(each, each.video.write(self.stages, each.path, unfinished))

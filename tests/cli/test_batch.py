@@ -408,6 +408,18 @@ def test_killed_it_goes_on_in_the_middle_of_a_pack():
         assert torch.allclose(*latents, rtol=0, atol=1e-5)
 
 
+def test_latents_without_their_video_are_decoded(monkeypatch: pytest.MonkeyPatch):
+    line = (write("jobs.txt", "a", "b"), *TINY, "--keep-latents")
+    first = made(*line)
+    Path(first[0]["path"]).unlink()
+    monkeypatch.setattr(denoise, "sample_latents", lambda *_, **__: pytest.fail("nothing is to be denoised"))
+    again = {each["index"]: each["status"] for each in made(*line)}
+    assert again == {1: "done", 2: "skipped"}
+    Path(first[0]["path"]).unlink()
+    kept = made(*line, "--shift", "2", "--keep-going", code=3)
+    assert "1-a-1.safetensors: the file exists" in kept[0]["error"], "those of another recipe"
+
+
 def test_two_batches_in_one_folder_make_each_job_once():
     write("jobs.txt", *[f"clip {number}" for number in range(8)])
     write("more.txt", *[f"clip {number}" for number in range(11)])  # the same eight, and three more
