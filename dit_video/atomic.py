@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
+_ours: set[str] = set()  # the temporary names that this process has used
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -91,11 +93,14 @@ def _take(name: Path, part: Path) -> bool:
 
 
 def remove_parts(folder: Path, process: int) -> None:
-    """Removes what a process that has ended was writing in a folder."""
+    """Removes what a process that has ended was writing in a folder; it may have had the number of this one."""
     for part in folder.glob(f".dvgen-{process}-*.part"):
-        with suppress(OSError):
-            part.unlink()
+        if part.name not in _ours:
+            with suppress(OSError):
+                part.unlink()
 
 
 def _temporary(path: Path) -> Path:
-    return path.with_name(f".dvgen-{os.getpid()}-{secrets.token_hex(4)}.part")
+    name = f".dvgen-{os.getpid()}-{secrets.token_hex(4)}.part"
+    _ours.add(name)
+    return path.with_name(name)

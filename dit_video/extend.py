@@ -23,6 +23,7 @@ import numpy as np
 from dit_video.clip import Clip, Settings
 from dit_video.decode import checked, decode_or_tile
 from dit_video.denoise import sample_latents
+from dit_video.errors import MediaError
 from dit_video.groups import frames_of, group_of
 from dit_video.machine import peak_memory
 from dit_video.make import encode_given
@@ -83,7 +84,12 @@ class Maker:
             for part in parts:
                 offsets.append(spool.tell())
                 frames = np.stack(list(self._fill(None, part, given)))
-                spool.write(frames.tobytes())
+                try:
+                    spool.write(frames.tobytes())
+                    spool.flush()
+                except OSError as error:
+                    place = f"new frames wait in a temporary file in {tempfile.gettempdir()}"
+                    raise MediaError(f"{place}, which cannot be written ({error.strerror or error}).") from None
                 given = np.concatenate([frames, given])[: self.windows.after + self.windows.stride]
             for part, offset in zip(reversed(parts), reversed(offsets), strict=True):
                 spool.seek(offset)

@@ -35,9 +35,9 @@ def made_by(file: Path) -> tuple[str, int] | None:
         return None
 
 
-def is_of(file: Path, unfinished: "Unfinished | None") -> bool:
-    """Whether a file holds the latents that a command makes, bit for bit."""
-    return unfinished is not None and made_by(file) == (unfinished.key, unfinished.seed)
+def is_of(file: Path, unfinished: "Unfinished | None", seed: int) -> bool:
+    """Whether a file holds the latents that a command makes with a seed, bit for bit."""
+    return unfinished is not None and made_by(file) == (unfinished.key, seed)
 
 
 def read_latents(file: Path) -> "Tensor":

@@ -84,7 +84,7 @@ def make_clip(
             be written.
     """
     with explained_memory(clip.shape):
-        if save_latents and is_of(save_latents, unfinished) and not path.exists():
+        if save_latents and is_of(save_latents, unfinished, clip.seed) and not path.exists():
             stages.note(f"{save_latents}: the latents of the same command are there, and only their video is made")
             latents = read_latents(save_latents).to(stages.device)
         else:
@@ -128,7 +128,7 @@ def write_clip(
     """The second half of `make_clip`: the file of a clip whose latents (C, T, H, W) are there. Raises DvgenError."""
     with explained_memory(clip.shape):
         with keeping(unfinished, stages.warn):
-            if save_latents and not is_of(save_latents, unfinished):
+            if save_latents and not is_of(save_latents, unfinished, clip.seed):
                 about = {"prompt": clip.prompt, "negative": clip.negative, "seed": str(clip.seed), "model": model}
                 about |= {"key": unfinished.key} if unfinished else {}
                 save_latents_of(latents, save_latents, clip.shape, fps=fps, about=about)

@@ -244,7 +244,7 @@ class Sampling:
         if file is None:
             return None
         found = latents.made_by(file) if output is None or not output.exists() else None
-        is_ours = found is not None and (unfinished is None or found == (unfinished.key, unfinished.seed))
+        is_ours = found is not None and (unfinished is None or found == (unfinished.key, self.seed))
         option = "--keep-latents" if self.keep_latents else "--save-latents"
         check_file(file, (".safetensors",), overwrite=self.overwrite or is_ours, option=option)
         return file

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,8 +67,10 @@ class EmbeddingCache:
         path = self.path(prompt)
         path.parent.mkdir(parents=True, exist_ok=True)
         found = {"embedding": embedded.embedding.cpu().clone(), "unknown": embedded.unknown, "cut": embedded.cut}
+        data = BytesIO()
+        torch.save(found, data)  # which to a disk that is full is no OSError
         with atomic.replacing(path) as part:
-            torch.save(found, part)
+            part.write_bytes(data.getbuffer())
         if self.max_bytes is None:
             return
         if self._taken is not None:

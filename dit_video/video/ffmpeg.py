@@ -45,7 +45,9 @@ def explained(path: Path, report: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = reason_in(report) or (str(error) or "it has stopped").splitlines()[0]
+        reason = reason_in(report) or str(error).partition("\n")[0]
+        if not reason or "Broken pipe" in reason:
+            reason = "it has stopped: it was ended from outside, or memory ran out"
         raise MediaError(f"{path}: ffmpeg cannot write it ({reason}).") from None
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dit_video import atomic
 from dit_video.checkpoints.files import load_tensors
 from dit_video.checkpoints.headers import read_metadata
 from dit_video.claims import this_process
@@ -183,7 +184,13 @@ def test_what_the_ended_process_was_writing_goes_when_its_state_is_taken_up(tmp_
     half, other = tmp_path / f".dvgen-{ended.pid}-0123.part", tmp_path / f".dvgen-{ended.pid}1-0123.part"
     half.touch()
     other.touch()
-    assert keep.read(CPU) is not None and not half.exists() and other.exists()
+    with atomic.replacing(tmp_path / "ours") as ours:
+        ours.touch()
+        assert keep.read(CPU) is not None and not half.exists() and other.exists()
+        tensors, about = load_tensors(keep.path)
+        half = tmp_path / f".dvgen-{os.getpid()}-0123.part"  # of an earlier process with our number, as in a container
+        half.touch()
+        assert keep.read(CPU) is not None and not half.exists() and ours.exists()
     assert read_metadata(keep.path)["process"] == this_process(), "it is ours now"
 
 
