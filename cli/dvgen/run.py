@@ -153,7 +153,9 @@ class Run:
             video = replace(video, sampling=replace(shared, output=path, overwrite=rules.overwrite))
             unfinished = self._unfinished(path, video)
             latents = video.sampling.latents_of(path, unfinished)
-            decoded = latents is not None and not was and is_of(latents, unfinished) and not rules.fresh
+            decoded = (
+                latents is not None and not was and is_of(latents, unfinished, video.sampling.seed) and not rules.fresh
+            )
             return Ready(job=job, video=video, path=path, was=was, alone=decoded or not isinstance(video, OneClip))
         except DvgenError as error:
             self._failed(job, error)
