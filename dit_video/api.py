@@ -40,6 +40,7 @@ from dit_video.prompts import read_prompts
 from dit_video.shapes import MAX_SIDE, MIN_SIDE, VideoShape
 from dit_video.stages import Progress, Stages, explained_memory
 from dit_video.text.cache import made_by, users_cache
+from dit_video.timing import users_clock
 from dit_video.video.fit import fit_frames
 from dit_video.video.io import WrittenVideo, read_picture, read_video, write_video
 from dit_video.windows import Windows, head_frames
@@ -293,14 +294,15 @@ class Model:
         keep = not plan.keep_layers and together < available
         if self._stages is None or self._stages.keep_layers != plan.keep_layers or self._stages.keep != keep:
             self.free()
-            files = self.checkpoint.text_files
+            files, place = self.checkpoint.text_files, (dtype_name(self.dtype), self.device.type)
             self._stages = Stages(
                 self.checkpoint,
                 dtype=self.dtype,
                 device=self.device,
                 keep=keep,
                 keep_layers=plan.keep_layers,
-                cache=users_cache(made_by(files, dtype_name(self.dtype), self.device.type)) if files else None,
+                cache=users_cache(made_by(files, *place)) if files else None,
+                clock=users_clock(self.checkpoint, *place, plan.keep_layers),
                 progress=self.progress,
                 note=_LOG.info,
                 warn=_warn,
@@ -316,7 +318,7 @@ class Model:
         with explained_memory(clip.shape), torch.no_grad():
             (latents,) = sample_latents(stages, [clip], how, watch=watch)
             vae = stages.vae
-            with stages.timed("decode"):
+            with stages.timed("decode", lambda clock: clock.decode(clip.shape, "", tile=plan.tile)):
                 frames = np.stack(list(decode_frames(vae, latents, clip.shape, tile=plan.tile)))
         return self._video(stages, frames, fps, clip.prompt, clip.negative, clip.seed, how)
 
@@ -333,6 +335,8 @@ class Model:
         shape = VideoShape(num_frames=1, height=MIN_SIDE, width=MIN_SIDE)
         read = prompts_of(Clip(prompt=prompt, negative=negative, shape=shape, seed=seed), how)
         unknown, cut = read_prompts(stages, *read)
+        if stages.clock:
+            stages.clock.keep()
         return Video(
             frames=frames,
             fps=fps,

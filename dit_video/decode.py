@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from dit_video.errors import DvgenError, UndefinedNumbers
 from dit_video.machine import is_out_of_memory
 from dit_video.nn.pixels import to_frames
 from dit_video.shapes import MIN_TILE, VideoShape
+from dit_video.timing import Clock
 from dit_video.video.io import WrittenVideo, write_video
 
 if TYPE_CHECKING:
@@ -77,7 +79,7 @@ def write_decoded(
     for size in sizes:
         stages.progress("decode", 0, shape.num_frames)
         try:
-            with stages.timed("decode"):
+            with stages.timed("decode", partial(Clock.decode, shape=shape, suffix=path.suffix.lower(), tile=size)):
                 frames = decode_frames(vae, latents, shape, tile=size)
                 counted = _counted(frames, stages.progress, shape.num_frames)
                 watched = checked(counted, f"{path}: the video", stages.warn, strict=strict)

@@ -23,6 +23,7 @@ from dit_video.plan import PACK_TOKENS
 from dit_video.prompts import encode_prompts
 from dit_video.shapes import VideoShape
 from dit_video.stages import Checkpoint, Stages
+from dit_video.timing import Clock, Task
 from dit_video.unfinished import Together, Unfinished, keeping
 
 if TYPE_CHECKING:
@@ -93,7 +94,12 @@ def sample_latents(
 
     denoiser.expert(float(levels.timesteps[begin.step]))  # loads it, before the steps are timed
     stages.progress("steps", begin.step, total)
-    with stages.timed("denoise"), keeping(unfinished, stages.warn):
+    shapes, before = [clip.shape for clip in clips], stages.forwards
+
+    def measured(clock: Clock) -> Task:
+        return clock.denoise(*shapes, passes=stages.forwards - before)
+
+    with stages.timed("denoise", measured), keeping(unfinished, stages.warn):
         x = SOLVERS[settings.solver](
             denoiser, begin, levels, draw=lambda: _flat(noise.draw()).to(stages.device), on_step=on_step
         )

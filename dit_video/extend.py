@@ -14,6 +14,7 @@ does not grow with their number.
 """
 
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,11 +123,14 @@ class Maker:
             clip = Clip(prompt=self.prompt, negative=self.negative, shape=shape, seed=seed, known=known)
             latents = sample_latents(stages, [clip], self.settings, unfinished=self.current)[0]
             frames = decode_or_tile(stages, latents, shape, tile=self.tile)
+            decoding = stages.seconds["decode"]
             for number in range(skipped + count):
                 with stages.timed("decode"):
                     frame = next(frames)
                 if number >= skipped:
                     yield frame
+            if clock := stages.clock:
+                clock.took(clock.decode(shape, "", tile=self.tile), stages.seconds["decode"] - decoding)
 
     def _window(
         self, before: np.ndarray | None, count: int, after: np.ndarray | None
@@ -236,11 +240,16 @@ def write_extended(
             be read or written.
     """
     stages, settings = maker.stages, maker.settings
+    began, in_stages = time.perf_counter(), sum(stages.seconds.values())
     try:
         written = write_video(path, frames, fps=fps, overwrite=overwrite, comment=comment)
     except BaseException as error:
         tell_kept(maker.current, error, stages.warn)
         raise
+    if clock := stages.clock:
+        taken = time.perf_counter() - began - (sum(stages.seconds.values()) - in_stages)
+        clock.took(clock.write(written.frames, written.width, written.height, path.suffix.lower()), taken)
+        clock.keep()
     if maker.unfinished:
         maker.unfinished.remove()
     if written.note:

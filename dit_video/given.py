@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dit_video.errors import UsageError
+from dit_video.groups import frames_of, group_of
 from dit_video.shapes import MAX_SIDE, MIN_SIDE, Grid, VideoShape
 
 if TYPE_CHECKING:
@@ -63,6 +64,43 @@ def size_of(image: Placed, pixels: "np.ndarray") -> tuple[int, int]:
     return width, height
 
 
+def groups_of(
+    images: Sequence[tuple[Placed, tuple[int, int]]],
+    shape: VideoShape,
+    grid: Grid,
+    fit: str,
+    note: Callable[[str], None],
+) -> Mapping[int, Placed]:
+    """What pictures of these sizes (width, height) are given for: latent frame -> picture; says what becomes of them.
+
+    Raises:
+        UsageError: see `check_frames`; or two pictures of one latent frame.
+    """
+    from dit_video.video.fit import what_fits
+
+    check_frames([image for image, _ in images], shape.num_frames)
+    found: dict[int, Placed] = {}
+    stride = grid.stride[0]
+    for image, size in images:
+        frame = image.of(shape.num_frames)
+        group = group_of(frame, stride)
+        together = frames_of(group, stride)
+        if group in found:
+            rule = f"this model makes frames {together.start} to {together.stop - 1} together, and {found[group].path}"
+            taken = {group_of(image.of(shape.num_frames), stride) for image, _ in images}
+            free = [other for other in range(shape.num_frames) if group_of(other, stride) not in taken]
+            nearest = min(free, key=lambda other: abs(other - frame), default=None)
+            near = "none is free" if nearest is None else f"the nearest free one is {nearest}"
+            raise UsageError(f"{image.option}{image.path}@{frame}: {rule} is one of them; {near}.")
+        if words := what_fits(size, (shape.width, shape.height), fit):
+            note(f"{image.path}: {words}.")
+        if len(together) > 1:
+            alike = f"frames {together.start} to {min(together.stop, shape.num_frames) - 1}"
+            note(f"{image.path}: is all of {alike}, which this model makes together.")
+        found[group] = image
+    return found
+
+
 def given(
     images: "Sequence[tuple[Placed, np.ndarray]]",
     shape: VideoShape,
@@ -73,44 +111,23 @@ def given(
     """What the pictures give of a video: latent frame -> its frames, all of them the picture.
 
     Raises:
-        UsageError: see `check_frames`; or two pictures of one latent frame.
+        UsageError: see `groups_of`.
     """
     import numpy as np
 
-    from dit_video.groups import frames_of, group_of
-    from dit_video.video.fit import fit_frames, what_fits
+    from dit_video.video.fit import fit_frames
 
-    check_frames([image for image, _ in images], shape.num_frames)
+    sizes = [(image, (pixels.shape[1], pixels.shape[0])) for image, pixels in images]
+    groups = groups_of(sizes, shape, grid, fit, note)
     found: dict[int, np.ndarray] = {}
-    whose: dict[int, Placed] = {}
-    stride = grid.stride[0]
-    for image, pixels in images:
-        frame = image.of(shape.num_frames)
-        group = group_of(frame, stride)
-        if group in found:
-            together = frames_of(group, stride)
-            rule = f"this model makes frames {together.start} to {together.stop - 1} together, and {whose[group].path}"
-            taken = {group_of(image.of(shape.num_frames), stride) for image, _ in images}
-            free = [other for other in range(shape.num_frames) if group_of(other, stride) not in taken]
-            nearest = min(free, key=lambda other: abs(other - frame), default=None)
-            near = "none is free" if nearest is None else f"the nearest free one is {nearest}"
-            raise UsageError(f"{image.option}{image.path}@{frame}: {rule} is one of them; {near}.")
-        words = what_fits((pixels.shape[1], pixels.shape[0]), (shape.width, shape.height), fit)
-        if words:
-            note(f"{image.path}: {words}.")
-        together = frames_of(group, stride)
-        if len(together) > 1:
-            alike = f"frames {together.start} to {min(together.stop, shape.num_frames) - 1}"
-            note(f"{image.path}: is all of {alike}, which this model makes together.")
+    for group, (_, pixels) in zip(groups, images, strict=True):
         fitted = fit_frames(pixels[None], shape.width, shape.height, fit)
-        found[group], whose[group] = np.repeat(fitted, len(frames_of(group, stride)), axis=0), image
+        found[group] = np.repeat(fitted, len(frames_of(group, grid.stride[0])), axis=0)
     return found
 
 
 def seen(images: "Sequence[tuple[Placed, np.ndarray]]", shape: VideoShape, grid: Grid) -> "Mapping[int, np.ndarray]":
     """The pictures as they came, by the latent frames that they are given for."""
-    from dit_video.groups import group_of
-
     return {group_of(image.of(shape.num_frames), grid.stride[0]): pixels for image, pixels in images}
 
 

@@ -1,8 +1,11 @@
 """Groups of frames: which of a clip's frames a latent frame stands for, and which may be given; see `known`."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from itertools import groupby
 
 from dit_video.errors import UsageError
+
+STILL_GROUPS = 4  # groups of a still picture before a part of a clip that does not begin it
 
 
 def group_of(frame: int, stride: int) -> int:
@@ -13,6 +16,21 @@ def group_of(frame: int, stride: int) -> int:
 def frames_of(group: int, stride: int) -> range:
     """The frames of a latent frame: one of the first, `stride` of each other."""
     return range(0, 1) if group == 0 else range((group - 1) * stride + 1, group * stride + 1)
+
+
+def runs_of(groups: Collection[int]) -> Iterator[list[int]]:
+    """Latent frames that are given, those that follow one another together: each run is encoded by itself."""
+    for _, numbered in groupby(enumerate(sorted(groups)), key=lambda pair: pair[1] - pair[0]):
+        yield [group for _, group in numbered]
+
+
+def encoded_frames(groups: Collection[int], stride: int) -> int:
+    """How many frames are encoded for latent frames that are given, with the still pictures before them."""
+    total = 0
+    for run in runs_of(groups):
+        total += sum(len(frames_of(group, stride)) for group in run)
+        total += 0 if run[0] == 0 else 1 + STILL_GROUPS * stride
+    return total
 
 
 BESIDE = {

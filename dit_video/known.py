@@ -14,20 +14,18 @@ every latent of the clip has more channels, which say what is given and what it 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dit_video.groups import STILL_GROUPS, runs_of
 from dit_video.nn.pixels import pad_frames, to_video
 from dit_video.shapes import Grid, VideoShape
 
 if TYPE_CHECKING:
     from dit_video.models.wan.vae import WanVAE
-
-STILL_GROUPS = 4  # groups of a still picture before a part of a clip that does not begin it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +63,7 @@ def encode_known(vae: "WanVAE", grid: Grid, shape: VideoShape, given: Mapping[in
     padded = grid.padded(shape)
     latents = torch.zeros(vae.config.z_dim, latent.frames, latent.height, latent.width)
     known = torch.zeros(latent.frames, dtype=torch.bool)
-    for _, numbered in groupby(enumerate(sorted(given)), key=lambda pair: pair[1] - pair[0]):
-        groups = [group for _, group in numbered]  # that follow one another
+    for groups in runs_of(given):
         frames = np.concatenate([given[group] for group in groups])
         before = 0 if groups[0] == 0 else 1 + STILL_GROUPS  # groups
         if before:

@@ -3,10 +3,12 @@
 import os
 import re
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dit_video.errors import UsageError
+from dit_video.place import Device, DType
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +30,15 @@ def peak_memory(device: "torch.device") -> dict[str, int]:
 
         found["device"] = torch.cuda.max_memory_allocated(device)
     return found
+
+
+def since_start() -> float:
+    """Seconds since this process began; where the system does not tell, those that it has computed."""
+    stat = Path("/proc/self/stat")
+    if not stat.is_file() or not hasattr(time, "CLOCK_BOOTTIME"):
+        return time.process_time()
+    began = int(stat.read_text().rpartition(")")[2].split()[19])  # in ticks of the clock, since the machine began
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - began / os.sysconf("SC_CLK_TCK")
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -70,12 +81,12 @@ def pick_dtype(name: str, device: "torch.device") -> "torch.dtype":
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
-def dtype_name(dtype: "torch.dtype") -> str:
+def dtype_name(dtype: "torch.dtype | DType") -> str:
     """Its name without the library's, as options take it."""
     return str(dtype).removeprefix("torch.")
 
 
-def memory_for(device: "torch.device", limit: int | None) -> int:
+def memory_for(device: "torch.device | Device", limit: int | None) -> int:
     """The bytes that a stage may take: of `limit` for the whole process, or of what is free, less a reserve."""
     if limit is not None:
         return max(limit - (PROGRAM_BYTES if device.type == "cpu" else 0), 0)
@@ -83,9 +94,12 @@ def memory_for(device: "torch.device", limit: int | None) -> int:
     return free - min(RESERVE_BYTES, free // 10)
 
 
-def available_memory(device: "torch.device") -> int:
+def available_memory(device: "torch.device | Device") -> int:
     """The memory of a device that can be had now, in bytes; for the CPU at most what its control group may use."""
-    if device.type == "cuda":
+    if isinstance(device, Device):
+        if device.free is not None and device.type == "cuda":
+            return device.free
+    elif device.type == "cuda":
         import torch
 
         return torch.cuda.mem_get_info(device)[0]

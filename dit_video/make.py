@@ -12,7 +12,7 @@ from torch import Tensor
 from dit_video.clip import Clip, Settings, prompts_of
 from dit_video.decode import write_decoded
 from dit_video.denoise import OnDenoised, sample_latents
-from dit_video.groups import check_beside
+from dit_video.groups import check_beside, encoded_frames
 from dit_video.known import Known, encode_beside, encode_frames, encode_known
 from dit_video.latents import is_of, read_latents, save_latents_of
 from dit_video.machine import peak_memory
@@ -20,6 +20,7 @@ from dit_video.nn.pixels import pad_frames
 from dit_video.prompts import read_prompts
 from dit_video.shapes import VideoShape
 from dit_video.stages import Stages, explained_memory
+from dit_video.timing import Clock, Task
 from dit_video.unfinished import Unfinished, keeping
 
 
@@ -147,6 +148,8 @@ def write_clip(
             )
     if unfinished:
         unfinished.remove()
+    if stages.clock:
+        stages.clock.keep()
     grid = stages.checkpoint.grid.tokens(stages.checkpoint.grid.latent(clip.shape))
     unknown_words, prompt_cut = read_prompts(stages, *prompts_of(clip, settings))
     return Result(
@@ -180,7 +183,7 @@ def with_frames(
     known = encode_given(stages, clip.shape, given, seen) if given else None
     if start is None:
         return replace(clip, known=known)
-    with stages.timed("encode"):
+    with stages.timed("encode", lambda clock: clock.encode(clip.shape)):
         padded = pad_frames(start, stages.checkpoint.grid.padded(clip.shape))
         return replace(clip, known=known, start=encode_frames(stages.vae, padded))
 
@@ -199,7 +202,12 @@ def encode_given(
         UsageError: the model takes pictures beside the noise, and not these.
     """
     checkpoint = stages.checkpoint
-    with stages.timed("encode"):
+
+    def measured(clock: Clock) -> Task:
+        frames = encoded_frames(given, checkpoint.grid.stride[0])
+        return clock.encode(shape if checkpoint.beside else replace(shape, num_frames=frames))
+
+    with stages.timed("encode", measured):
         if not checkpoint.beside:
             return encode_known(stages.vae, checkpoint.grid, shape, given)
         frames = [0 if group == 0 else shape.num_frames - 1 for group in given]

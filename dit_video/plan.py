@@ -5,7 +5,6 @@ Estimates, not promises: they are there to refuse what cannot work, and to warn 
 
 import logging
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,10 +12,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from dit_video.errors import UsageError
 from dit_video.shapes import MIN_SIDE, MIN_TILE, Grid, VideoShape
+from dit_video.work import forward_flops
 
 if TYPE_CHECKING:
-    import torch
-
     from dit_video.checkpoints.headers import Summary
     from dit_video.checkpoints.parts import Keep, Layers
     from dit_video.models.wan.configs import DiTConfig, VAEConfig
@@ -29,8 +27,6 @@ ENCODER_WORK = 45  # frames of features of the encoder's first level alive at a 
 PACK_TOKENS = 16_384  # above this many the two passes of guidance run one after the other, in half of the memory
 TEXT_WORK = 200_000_000  # bytes of the text encoder's work on 512 tokens
 PIXEL_FRAMES = 16  # frames of pixels alive at a time
-
-FLOPS_PER_CORE, FLOPS_OF_GPU = 5e10, 1e14  # of floating point operations per second, what usually comes out
 
 
 class Described(Protocol):
@@ -141,7 +137,6 @@ def plan(
             fit = min(max((room - least) // itemsize // layers.largest, 0), layers.count)
             keep_layers[name], weights[name] = Keep(fit), layers.parameters(fit) * itemsize
     encoded = ENCODER_WORK * vae.dim // vae.patch**2 + 3 * padded.num_frames  # numbers for every pixel of a frame
-    block = 2 * tokens * (6 * dit.dim**2 + 2 * dit.dim * dit.ffn_dim) + 4 * tokens**2 * dit.dim
     return Plan(
         shape=shape,
         padded=padded,
@@ -152,7 +147,7 @@ def plan(
         + activations,
         decode_bytes=weights.get("vae", 0) + features * itemsize + pixels,
         encode_bytes=weights.get("vae", 0) + encoded * area * itemsize if checkpoint.beside or encodes else 0,
-        pass_flops=float(dit.num_layers * block),
+        pass_flops=forward_flops(dit, tokens),
         keep_layers=keep_layers,
     )
 
@@ -239,9 +234,3 @@ def _nearest(shape: VideoShape, fits: Callable[[VideoShape], bool]) -> str:
 
 def _gigabytes(nbytes: int) -> str:
     return f"{nbytes / 1e9:,.0f} GB" if nbytes >= 1e10 else f"{nbytes / 1e9:.1f} GB"
-
-
-def expected_seconds(plan: Plan, passes: int, device: "torch.device") -> float:
-    """Roughly how long `passes` passes take on an ordinary device of that kind."""
-    speed = FLOPS_PER_CORE * (os.cpu_count() or 1) if device.type == "cpu" else FLOPS_OF_GPU
-    return passes * plan.pass_flops / speed

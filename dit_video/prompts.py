@@ -19,7 +19,7 @@ def encode_prompts(stages: Stages, prompts: list[str]) -> list[Tensor]:
     if unread := [prompt for prompt in new if prompt not in readings]:
         text = stages.text
         stages.progress("text", 0, 1)
-        with stages.timed("text"):
+        with stages.timed("text", lambda clock: clock.text(len(unread))):
             stages.embeds |= zip(unread, text.encode(unread), strict=True)
         stages.progress("text", 1, 1)
         readings |= {prompt: (text.unknown_words(prompt), text.is_cut(prompt)) for prompt in unread}

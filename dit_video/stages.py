@@ -17,6 +17,7 @@ from dit_video.errors import DvgenError
 from dit_video.machine import is_out_of_memory, peak_memory
 from dit_video.shapes import Grid, VideoShape
 from dit_video.text.cache import EmbeddingCache
+from dit_video.timing import Clock, Task
 
 if TYPE_CHECKING:
     from dit_video.models.wan.dit import WanDiT
@@ -28,6 +29,7 @@ _log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]  # (stage, parts done, parts in all); called with 0 done when a stage begins
 Note = Callable[[str], None]  # one sentence that the user should see
+Measured = Callable[[Clock], Task]  # what of a clock's tasks a stage was
 Reading = tuple[list[str], bool]  # of a prompt: the words that the model never learnt, and whether its end is not read
 
 
@@ -68,6 +70,10 @@ class Checkpoint(Protocol):
     def load_vae(self, *, dtype: torch.dtype, device: torch.device) -> "WanVAE": ...
 
 
+_PARTS = {"text encoder": "text_encoder", "image encoder": "image_encoder", "autoencoder": "vae"}
+"""The parts of a model by what stages are called, where that differs."""
+
+
 def _silent(*_: object) -> None:
     pass
 
@@ -78,8 +84,8 @@ class Stages:
     seconds: time spent so far on "load", "text", "encode", "denoise" and "decode". forwards: clips put through the
     transformer so far, counted by the transformer itself. readings, embeds: of the prompts so far, each read once.
     keep_layers: of the parts whose layers are streamed, what stays in memory, see `Plan`. cache: of what the text
-    encoder made of prompts. note and warn: where sentences go that may, and that should not, be left out when little
-    is to be said.
+    encoder made of prompts. clock: told what stages take, for later runs. note and warn: where sentences go that may,
+    and that should not, be left out when little is to be said.
     """
 
     def __init__(
@@ -91,12 +97,14 @@ class Stages:
         keep: bool = False,
         keep_layers: Mapping[str, Keep] | None = None,
         cache: EmbeddingCache | None = None,
+        clock: Clock | None = None,
         progress: Progress = _silent,
         note: Note = _silent,
         warn: Note = _silent,
     ) -> None:
         self.checkpoint, self.dtype, self.device, self.keep = checkpoint, dtype, device, keep
         self.keep_layers, self.cache = dict(keep_layers or {}), cache
+        self.clock = clock
         self.progress, self.note, self.warn = progress, note, warn
         self.seconds: dict[str, float] = defaultdict(float)
         self.readings: dict[str, Reading] = {}
@@ -132,7 +140,8 @@ class Stages:
             if not self.keep:
                 self.free()
             self.progress(f"load {name}", 0, 1)
-            with self.timed("load"):
+            part = _PARTS.get(name, name)
+            with self.timed("load", lambda clock: clock.load(part)):
                 self._loaded[name] = load(dtype=self.dtype, device=self.device)
             _log.info("%s: as %s on %s", name, str(self.dtype).removeprefix("torch."), self.device)
             self.progress(f"load {name}", 1, 1)
@@ -161,16 +170,20 @@ class Stages:
             torch.cuda.empty_cache()
 
     @contextmanager
-    def timed(self, activity: str) -> Iterator[None]:
+    def timed(self, activity: str, measured: Measured | None = None) -> Iterator[None]:
         """Adds the time of its body, the device's work included, to `seconds[activity]`.
 
-        Loading that happens within counts as loading only.
+        Loading that happens within counts as loading only. measured: the task that the body was, for the clock; asked
+        for when it has ended well.
         """
         started, loading = time.perf_counter(), self.seconds["load"]
         try:
             yield
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
+            if self.clock and measured:
+                taken = time.perf_counter() - started - (self.seconds["load"] - loading)
+                self.clock.took(measured(self.clock), taken)
         finally:
             took = time.perf_counter() - started - (self.seconds["load"] - loading)
             self.seconds[activity] += took

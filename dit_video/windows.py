@@ -55,6 +55,12 @@ class Windows:
             lengths.append((self.before if before else 0) + new + (self.after if led else 0))
         return lengths
 
+    def all_sizes(self, *, backward: int = 0, forward: int = 0, loop: int = 0) -> list[int]:
+        """The frames of every window, as of `sizes`, for new frames before a clip, after it, and back to its beginning,
+        or on to another's."""
+        sizes = self.sizes(backward, before=False, after=True)
+        return [*sizes, *self.sizes(forward or loop, before=True, after=bool(loop))]
+
     def parts(self, count: int, *, before: bool, after: bool, last: int = 0) -> list[int]:
         """`count` new frames as windows with known frames on one side; the last one, with both, has at most `last`."""
         most = self.most(before=before, after=after)

@@ -13,10 +13,11 @@ LAYERS = (
     ("nn", "flow", "checkpoints", "text", "video", "scenes"),
     ("models",),
     (
-        *("machine", "plan", "groups", "windows", "known", "given", "clip", "unfinished"),
+        *("place", "work", "machine", "plan", "timing", "course", "groups", "windows"),
+        *("known", "given", "clip", "unfinished"),
         *("stages", "prompts", "denoise", "decode", "preview"),
     ),
-    ("latents", "make", "extend", "api"),
+    ("latents", "make", "extend", "calibrate", "api"),
     ("train", "evaluate", "evaluate_modes"),
     ("dvgen",),
 )

@@ -76,7 +76,9 @@ def _formats(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> 
 
 def _texts(told: Sequence[TensorInfo]) -> Iterator[bytes]:
     """The bytes of tensors of one file; without torch, but of a pickle."""
-    if told and told[0].file.suffix.lower() in SAFETENSORS:
+    if not told:
+        return
+    if told[0].file.suffix.lower() in SAFETENSORS:
         yield from read_bytes(told[0].file, told)
         return
     from dit_video.checkpoints.stored import read_tensor

@@ -1,9 +1,12 @@
 """Classifier-free guidance and the interval of noise levels that it is used in."""
 
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def guided(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
+def guided(cond: "Tensor", uncond: "Tensor", scale: float) -> "Tensor":
     """uncond + scale (cond - uncond): Ho and Salimans (arXiv 2207.12598), eq. 6, with scale = 1 + w.
 
     Holds for velocities and for denoised latents alike, since both are affine in the prediction.

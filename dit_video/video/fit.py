@@ -4,20 +4,23 @@ cover: scaled until both sides are covered, then cut evenly at the sides that st
 sides fit, then continued at the sides that are short by repeating the edge. stretch: both sides scaled by themselves.
 """
 
-import numpy as np
-import torch
-import torch.nn.functional as F
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 WIDE = 4  # times the video's side: what sticks out further is cut before it is scaled
 
 
-def fit_frames(frames: np.ndarray, width: int, height: int, rule: str) -> np.ndarray:
+def fit_frames(frames: "np.ndarray", width: int, height: int, rule: str) -> "np.ndarray":
     """Frames (T, H, W, 3) uint8 at width x height, by a rule of `limits.FITS`; unchanged at that size.
 
     Scaled bicubically, with the low-pass that making smaller needs.
     """
     if frames.shape[1:3] == (height, width):
         return frames
+    import numpy as np
+
     size = _scaled_size(frames.shape[2], frames.shape[1], width, height, rule)
     if max(size[0] / width, size[1] / height) > WIDE:  # 2000x1 covers 1024x1024 at 2048000x1024, most of which is cut
         frames = _middle(_middle(frames, 1, WIDE * height / size[1]), 2, WIDE * width / size[0])
@@ -53,16 +56,21 @@ def _scaled_size(width: int, height: int, new_width: int, new_height: int, rule:
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def _middle(frames: np.ndarray, axis: int, share: float) -> np.ndarray:
+def _middle(frames: "np.ndarray", axis: int, share: float) -> "np.ndarray":
     """The middle of frames along an axis: at least `share` of it, and all of it from 1 up."""
+    import numpy as np
+
     length = frames.shape[axis]
     cut = max(0, int((length - length * share) / 2))
     return np.take(frames, range(cut, length - cut), axis=axis)
 
 
-def _scaled(frames: np.ndarray, width: int, height: int) -> np.ndarray:
+def _scaled(frames: "np.ndarray", width: int, height: int) -> "np.ndarray":
     if frames.shape[1:3] == (height, width):
         return frames
+    import torch
+    import torch.nn.functional as F
+
     pixels = torch.tensor(frames).permute(0, 3, 1, 2).float()  # T 3 H W
     pixels = F.interpolate(pixels, (height, width), mode="bicubic", antialias=True, align_corners=False)
     return pixels.round_().clamp_(0, 255).byte().permute(0, 2, 3, 1).numpy()

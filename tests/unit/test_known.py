@@ -12,8 +12,8 @@ import torch
 from dit_video.clip import Clip, Settings
 from dit_video.denoise import sample_latents
 from dit_video.flow.solvers import SOLVERS
-from dit_video.groups import frames_of, group_of
-from dit_video.known import STILL_GROUPS, Known, encode_beside, encode_frames, encode_known
+from dit_video.groups import STILL_GROUPS, frames_of, group_of
+from dit_video.known import Known, encode_beside, encode_frames, encode_known
 from dit_video.models.wan.random import RandomCheckpoint
 from dit_video.nn.pixels import pad_frames, to_video
 from dit_video.shapes import VideoShape

@@ -13,7 +13,7 @@ from dit_video.errors import UsageError
 from dit_video.machine import available_memory, memory_for
 from dit_video.models.wan.random import RandomCheckpoint
 from dit_video.models.wan.variants import VARIANTS
-from dit_video.plan import Plan, check_memory, expected_seconds, plan
+from dit_video.plan import Plan, check_memory, plan
 from dit_video.shapes import MIN_TILE, VideoShape
 
 CPU = torch.device("cpu")
@@ -35,11 +35,6 @@ def test_patches_weights_and_growth():
     assert small.decode_bytes < large.decode_bytes
     # The paper counts 2 operations per multiply-add: 2 x 14.3e9 x tokens, and attention on top.
     assert 2 * 14.29e9 * 32_760 * 0.9 < small.pass_flops < 3 * 2 * 14.29e9 * 32_760
-    assert (
-        expected_seconds(small, 100, CPU)
-        > 3600
-        > expected_seconds(plan(RandomCheckpoint(), video(9, 64, 64), itemsize=4), 8, CPU)
-    )
 
 
 @pytest.mark.parametrize("shape", [video(81, 4096, 4096), video(1, 16384, 8192), video(2_000_000, 64, 64)])
