@@ -10,7 +10,7 @@ import typer
 from dit_video.claims import Claims
 from dit_video.errors import UsageError
 from dit_video.video.output import SUFFIXES
-from dvgen import jobs, options
+from dvgen import dry_batch, jobs, options
 from dvgen.board import Board
 from dvgen.logs import with_logging
 from dvgen.run import SOME_FAILED, Rules, Run
@@ -39,6 +39,10 @@ def batch(
     ] = False,
     overwrite: Annotated[bool, options.option("--overwrite", None, "Replace files that exist.")] = False,
     fresh: Annotated[bool, options.option("--fresh", None, "Begin anew with jobs that were broken off.")] = False,
+    dry_run: Annotated[
+        bool,
+        options.option("--dry-run", None, "Say what each job would take, and all together; make none.", setting=False),
+    ] = False,
     quiet: Annotated[
         bool, options.option("--quiet -q", None, "No progress and no notes.", panel=options.MESSAGES)
     ] = False,
@@ -66,6 +70,9 @@ def batch(
             tasks.append(found)
         else:
             wrong.append(found)
+    if dry_run:
+        dry_batch.show(_groups(tasks), wrong, dry_batch.Rules(out=out, name=name, overwrite=overwrite))
+        return
     for job, error in wrong if not keep_going else []:
         raise UsageError(f"{job.where}: {error}")  # before anything is begun
     rules = Rules(out=out, name=name, overwrite=overwrite, fresh=fresh, keep_going=keep_going)

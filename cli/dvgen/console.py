@@ -105,7 +105,7 @@ class Speaker:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
-        self._bars: Any = _bars() if not quiet and _is_terminal(sys.stderr) else None
+        self._bars: Any = _bars() if not quiet and is_terminal(sys.stderr) else None
         self._tasks: dict[str, Any] = {}
         self._started: dict[str, tuple[float, int]] = {}  # when a stage began, and with how many parts done
         self._spoken: dict[str, float] = {}
@@ -165,7 +165,7 @@ class Speaker:
 
     def ask(self, question: str, *, otherwise: bool) -> bool:
         """What a person answers; `otherwise` where nobody can be asked, or the answer is empty."""
-        if self.quiet or not _is_terminal(sys.stderr) or sys.stdin is None or not sys.stdin.isatty():
+        if self.quiet or not is_terminal(sys.stderr) or sys.stdin is None or not sys.stdin.isatty():
             return otherwise
         with self._standing():
             sys.stderr.write(f"{question} [{'Y/n' if otherwise else 'y/N'}] ")
@@ -209,7 +209,7 @@ class Speaker:
             say(f"{stage}: {done} of {total}, {left} left")
 
 
-def _is_terminal(stream: IO[str] | None) -> bool:
+def is_terminal(stream: IO[str] | None) -> bool:
     return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
 
 

@@ -4,7 +4,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "sample": (
         'dvgen sample "a red ball moving right on a white background" --size 640x360 --frames 48 -o ball.mp4',
         'dvgen sample "a blue star moving up" --image star.png --duration 3 --seed 7',
-        'dvgen sample "a cat on a beach" --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers --memory 6GiB --keep-latents',
+        'dvgen sample "a cat on a beach" --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers --memory 6GiB --dry-run',
         "dvgen sample - --frames 1 -o still.png --json < prompt.txt",
     ),
     "extend": (
@@ -22,6 +22,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "batch": (
         "dvgen batch prompts.txt --out videos --size 256x144 --frames 24",
+        "dvgen batch jobs.jsonl --out videos --dry-run",
         "dvgen batch jobs.jsonl --out videos --keep-going",
         "dvgen batch jobs.csv --out videos --shard 3/8 --name {index}-{seed}",
     ),
@@ -55,6 +56,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "dvgen eval --prompts 96 --json rates.json",
         "dvgen eval --mode extend --sheet clips.png",
         "dvgen eval --model runs/dit/checkpoint --reconstruct",
+    ),
+    "calibrate": (
+        "dvgen calibrate",
+        "dvgen calibrate --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers --dtype bfloat16",
     ),
     "scenes": (
         "dvgen scenes out --count 20 --size 256x144 --frames 24",

@@ -136,8 +136,7 @@ def prepare(request: Request, checkpoint: "Checkpoint", place: "Place", speaker:
     )
     longest = checkpoint.defaults.window or checkpoint.defaults.frames
     windows = Windows.of(checkpoint.grid, longest, beside=checkpoint.beside)
-    sizes = [*windows.sizes(request.backward, before=False, after=True)]
-    sizes += windows.sizes(request.forward or request.loop, before=True, after=bool(request.loop))
+    sizes = windows.all_sizes(backward=request.backward, forward=request.forward, loop=request.loop)
     if checkpoint.beside:
         _check_beside(checkpoint.known_frames, request, windows)  # so it is given what it was trained with
     elif request.backward or request.loop:

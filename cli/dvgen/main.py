@@ -16,6 +16,7 @@ from dit_video.errors import DvgenError
 from dvgen import (
     again,
     batch,
+    calibrate,
     config,
     console,
     convert,
@@ -104,6 +105,7 @@ app.command(cls=Command, rich_help_panel="Models")(convert.convert)
 app.command(cls=Command, rich_help_panel="Models")(models.models)
 app.command(cls=Command, rich_help_panel="Models")(download.download)
 app.command("eval", cls=Command, rich_help_panel="Models")(evaluate.evaluate)
+app.command(cls=Command, rich_help_panel="Settings")(calibrate.calibrate)
 app.command(cls=Command, rich_help_panel="Training")(scenes.scenes)
 app.command(cls=Command, rich_help_panel="Settings")(config.config)
 app.add_typer(train.app, name="train", rich_help_panel="Training")

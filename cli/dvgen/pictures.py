@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from dit_video import limits
 from dit_video.errors import MediaError, UsageError
-from dit_video.given import Placed, check_frames, given, seen, size_of, warn_untrained
+from dit_video.given import Placed, check_frames, given, groups_of, seen, size_of, warn_untrained
 from dvgen import options
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ __all__ = [
     "check_beside",
     "check_frames",
     "given",
+    "groups_of",
     "parse",
     "parse_fit",
     "read",
@@ -83,6 +84,8 @@ def check_beside(images: Sequence[Placed], known_frames: str, num_frames: int) -
 
 def read(images: Sequence[Placed]) -> "list[tuple[Placed, np.ndarray]]":
     """The pictures (H, W, 3) uint8. Raises MediaError."""
+    if not images:
+        return []
     from dit_video.video.io import read_picture
 
     return [(image, read_picture(image.path)) for image in images]

@@ -1,30 +1,35 @@
 """Command lines together with their checkpoint, with nothing left to do but the arithmetic; for one and for many."""
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dvgen import console
+from dvgen import console, dry_run
 from dvgen.clips import ClipFile, tell_coding
 from dvgen.pictures import Placed
 from dvgen.recipe import Recipe
-from dvgen.sampling import Sampling, what_it_takes
+from dvgen.sampling import Sampling
+from dvgen.takes import what_it_takes
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from dit_video.clip import Clip, Settings
+    from dit_video.course import Course
     from dit_video.denoise import OnDenoised
     from dit_video.extend import Extended, Maker
     from dit_video.make import Result
     from dit_video.models.wan.pipeline import WanCheckpoint
     from dit_video.models.wan.random import RandomCheckpoint
     from dit_video.plan import Plan
+    from dit_video.shapes import VideoShape
     from dit_video.stages import Stages
+    from dit_video.timing import Clock, Span
     from dit_video.unfinished import Unfinished
     from dit_video.video.sheet import Strip
     from dit_video.windows import Windows
@@ -118,6 +123,53 @@ class Prepared:
         together = self.plan.nbytes + weights_bytes(self.checkpoint, dtype.itemsize)
         return together < memory_for(device, self.sampling.memory)
 
+    def course(self, *, suffix: str = "", videos: int = 1) -> "Course":
+        """What is done for it, and so for `videos` that differ by their seeds alone; suffix: of their files."""
+        from dit_video.course import Course
+        from dit_video.work import passes_of
+
+        encoded, passes = self._encoded(), passes_of(self.settings, self.checkpoint.boundary)
+        several = videos > 1 or self.windows > 1
+        return Course(
+            shapes=self._shapes() * videos,
+            encoded=encoded * videos,
+            passes=passes,
+            prompts=len(self.unread()) if passes.count else 0,
+            suffix=suffix or self.suffix,
+            tile=self.plan.tile,
+            keeps=several and not self.plan.keep_layers and self._fits_together(),
+            sees_images=self.checkpoint.sees_images,
+            written=self._copied() * videos,
+        )
+
+    def expected(self, clock: "Clock", **how: Any) -> "Span":
+        """How long it takes; how: see `course`."""
+        from dit_video.timing import NOTHING
+
+        return sum(self.course(**how).expected(clock).values(), NOTHING)
+
+    def _shapes(self) -> "list[VideoShape]":
+        """Of what goes through the model, one after the other."""
+        return [self.plan.shape]
+
+    def _encoded(self) -> list[int]:
+        """Of each of them, the frames that are encoded."""
+        raise NotImplementedError
+
+    def _copied(self) -> int:
+        """Frames that are written one by one, where they are not those of one clip."""
+        return 0
+
+    def unread(self) -> list[str]:
+        """The prompts that are not in the cache of what was read before."""
+        from dit_video.machine import dtype_name
+        from dit_video.text.cache import made_by, users_cache
+
+        device, dtype = self.place
+        files = self.checkpoint.text_files
+        cache = users_cache(made_by(files, dtype_name(dtype), device.type)) if files else None
+        return [prompt for prompt in dict.fromkeys(self.prompts) if cache is None or not cache.has(prompt)]
+
     def write(
         self, stages: "Stages", output: Path, unfinished: "Unfinished | None", watching: "_Watching | None" = None
     ) -> "Result | Extended":
@@ -133,6 +185,14 @@ class OneClip(Prepared):
     images: Sequence[Placed] = ()
     fit: str = "cover"
     start: ClipFile | None = None
+
+    def _encoded(self) -> list[int]:
+        from dit_video.groups import encoded_frames, group_of
+
+        frames, stride = self.plan.shape.num_frames, self.checkpoint.grid.stride[0]
+        if self.start is not None or (self.images and self.checkpoint.beside):
+            return [frames]
+        return [encoded_frames({group_of(image.of(frames), stride) for image in self.images}, stride)]
 
     def encoded(self, stages: "Stages") -> "Clip":
         """The clip, with what is given of it. Raises DvgenError."""
@@ -198,6 +258,26 @@ class Windowed(Prepared):
     def _division(self) -> object:
         return self.division
 
+    def _shapes(self) -> "list[VideoShape]":
+        sizes = self.division.all_sizes(backward=self.backward, forward=self.forward, loop=self.loop)
+        return [replace(self.plan.shape, num_frames=size) for size in sizes]
+
+    def _encoded(self) -> list[int]:
+        from dit_video.groups import STILL_GROUPS
+
+        shapes, windows = self._shapes(), self.division
+        if self.checkpoint.beside:
+            return [shape.num_frames for shape in shapes]
+        backward = len(windows.sizes(self.backward, before=False, after=True))
+        found = [0] * backward + [windows.before] * (len(shapes) - backward)  # what is known before the new frames
+        led = [*range(backward), *([len(shapes) - 1] if self.loop else [])]  # those that lead to known frames
+        for number in led:
+            found[number] += 1 + STILL_GROUPS * windows.stride + windows.after
+        return found
+
+    def _copied(self) -> int:
+        return self.frames
+
     def write(
         self, stages: "Stages", output: Path, unfinished: "Unfinished | None", watching: "_Watching | None" = None
     ) -> "Extended":
@@ -245,6 +325,10 @@ Prepare = Callable[[Any, "Checkpoint", "Place", console.Speaker], Prepared]
 
 def make(request: Request, prepare: Prepare, speaker: console.Speaker) -> None:
     """Carry out one command line; each video that is made is told on standard output. Raises DvgenError."""
+    if request.sampling.problems:
+        dry_run.show(request, prepare)
+        return
+    first = "torch" not in sys.modules
     speaker.progress("load program", 0, 1)
     from dit_video import make as _  # noqa: F401 (what takes long to import)
 
@@ -257,9 +341,11 @@ def make(request: Request, prepare: Prepare, speaker: console.Speaker) -> None:
     outputs = [_output(each, several, speaker) for each in every]
     sampling.tell_seed(speaker)
     sampling.tell_size(checkpoint, ready.plan.shape, speaker)
-    speaker.note(what_it_takes(ready.plan, ready.settings, place[0], windows=ready.windows))
     stages = ready.stages(speaker, several=several)
+    assert stages.clock is not None
+    speaker.note(what_it_takes(ready.plan, ready.settings, ready.expected(stages.clock), windows=ready.windows))
     strips: list[Strip] = []
+    spent = 0.0
     for number, (each, output) in enumerate(zip(every, outputs, strict=True)):
         if output is None:
             continue
@@ -267,7 +353,13 @@ def make(request: Request, prepare: Prepare, speaker: console.Speaker) -> None:
         result = each.write(stages, output, unfinished.of_part(number) if several else unfinished, watching)
         strips.append(watching.strip)
         speaker.result(json.dumps(asdict(result), default=str) if sampling.as_json else str(result.path))
+        spent += sum(stages.seconds.values())
         stages.count_anew()
+    if first and stages.clock:
+        from dit_video.machine import since_start
+
+        stages.clock.took(stages.clock.program(), since_start() - spent)
+        stages.clock.keep()
     if sampling.sheet and strips:
         from dit_video.video.sheet import write_sheet
 

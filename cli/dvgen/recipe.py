@@ -4,6 +4,7 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,6 @@ def recipe_of(
 
     options: values by their names without dashes; None and False are left out, True is a flag, and lists are repeated.
     """
-    import torch
-
     line = [command]
     for name, value in options.items():
         for each in value if isinstance(value, list) else [value]:
@@ -79,7 +78,7 @@ def recipe_of(
         model=model,
         content=content,
         files={str(path.resolve()): short_hash(path) for path in files},
-        versions={"dvgen": dit_video.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        versions={"dvgen": dit_video.__version__, "torch": version("torch"), "python": platform.python_version()},
     )
 
 

@@ -105,6 +105,7 @@ class Run:
         from dit_video.plan import tokens_together, weights_bytes
         from dit_video.stages import Stages
         from dit_video.text.cache import made_by, users_cache
+        from dit_video.timing import users_clock
 
         first = every[0].video
         (device, dtype), checkpoint = first.place, first.checkpoint
@@ -120,6 +121,7 @@ class Run:
             keep=self.keep,
             keep_layers=largest.keep_layers,
             cache=users_cache(made_by(files, dtype_name(dtype), device.type)) if files else None,
+            clock=users_clock(checkpoint, dtype_name(dtype), device.type, largest.keep_layers),
             progress=self.board.progress,
             warn=self.board.warn,
         )
@@ -140,13 +142,11 @@ class Run:
         job, rules = task.job, self.rules
         try:
             video = PREPARE[job.command](task.request, checkpoint, place, self.board)
-            shared = video.sampling
-            name = rules.name.format(index=job.index, slug=options.slug(video.title), seed=shared.seed)
-            path = shared.output or rules.out / f"{name}{video.suffix}"
+            shared, path = video.sampling, path_of(job, video, rules.out, rules.name)
             if (other := self.paths.setdefault(path, job.index)) != job.index:
                 raise MediaError(f"{path}: is the name of job {other} too; give one of them another --output.")
             was = _stamp(path)
-            if was and not rules.overwrite and _is_of(path, video):
+            if was and not rules.overwrite and is_made_by(path, video):
                 self.board.end(job, "skipped", path=path)
                 return None
             check_video(path, video.frames, fps=video.fps, overwrite=rules.overwrite)
@@ -218,7 +218,7 @@ class Run:
         if _stamp(each.path) in (each.was, None):
             return True
         try:  # it has appeared since, so another process has made it
-            if (found := _is_of(each.path, each.video)) is not False:
+            if (found := is_made_by(each.path, each.video)) is not False:
                 self.board.end(each.job, "skipped", path=each.path)
                 self.claims.release(each.path)
             elif not self.rules.overwrite:
@@ -297,6 +297,12 @@ def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
         yield items[start : start + size]
 
 
+def path_of(job: Job, video: Prepared, out: Path, template: str) -> Path:
+    """The file of a job: what it names, or in the folder `out` one that is named after a template."""
+    name = template.format(index=job.index, slug=options.slug(video.title), seed=video.sampling.seed)
+    return video.sampling.output or out / f"{name}{video.suffix}"
+
+
 def _stamp(path: Path) -> tuple[int, int] | None:
     """What changes when a file is replaced; None where there is none."""
     try:
@@ -306,7 +312,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return found.st_mtime_ns, found.st_size
 
 
-def _is_of(path: Path, video: Prepared) -> bool | None:
+def is_made_by(path: Path, video: Prepared) -> bool | None:
     """Whether a file was made by this recipe; None where recipes are not written. Raises MediaError."""
     recipe = video.recipe
     if recipe is None:

@@ -1,7 +1,7 @@
 """`dvgen sample`: a prompt, and pictures where there are some, become a video."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -143,7 +143,8 @@ def _check(request: Request) -> None:
     # What cannot be told yet is checked again later.
     request.sampling.check_output(frames if isinstance(frames, int) else 1, request.fps or 1.0)
     if isinstance(frames, int):
-        pictures.check_frames(request.images, frames)
+        with request.sampling.listing():
+            pictures.check_frames(request.images, frames)
 
 
 def prepare(request: Request, checkpoint: "Checkpoint", place: "Place", speaker: console.Speaker) -> prepared.OneClip:
@@ -157,9 +158,13 @@ def prepare(request: Request, checkpoint: "Checkpoint", place: "Place", speaker:
     read = pictures.read(request.images)
     shape = _shape(request, checkpoint, fps, read)
     if checkpoint.beside:
-        pictures.check_beside(request.images, checkpoint.known_frames, shape.num_frames)
+        with sampling.listing():
+            pictures.check_beside(request.images, checkpoint.known_frames, shape.num_frames)
     settings = sampling.settings(checkpoint)
-    given = pictures.given(read, shape, checkpoint.grid, request.fit, speaker.note)
+    sizes = [(image, (pixels.shape[1], pixels.shape[0])) for image, pixels in read]
+    given: Mapping[int, pictures.Placed] = {}
+    with sampling.listing():
+        given = pictures.groups_of(sizes, shape, checkpoint.grid, request.fit, speaker.note)
     plan = sampling.plan(checkpoint, shape, *place, encodes=any(given))
     if given and not checkpoint.beside:
         pictures.warn_untrained(checkpoint.known_frames, list(given), sampling.warn(speaker))

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial, wraps
 from pathlib import Path
@@ -14,8 +15,9 @@ from dit_video.clip import settings_of
 from dit_video.errors import UsageError
 from dit_video.models.wan.defaults import PRESETS, RELEASES, TINY_DEFAULTS, Defaults
 from dit_video.video.output import check_file, check_folder, check_video
-from dvgen import chosen, console, logs, loras, options
+from dvgen import chosen, console, dry_run, logs, loras, options
 from dvgen.chosen import Chosen
+from dvgen.problems import Problems
 from dvgen.recipe import Recipe, read_recipe, recipe_of
 
 if TYPE_CHECKING:
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
     from dit_video.shapes import VideoShape
     from dit_video.stages import Stages
     from dit_video.unfinished import Unfinished
-
-SLOW = 600.0  # seconds from which on a video's time is worth a warning
 
 Text = str | None
 option = partial(options.option, show_default=False)
@@ -71,6 +71,11 @@ class Sampling:
     expected_model: str | None
     as_json: bool
     quiet: bool
+    problems: Problems | None = None  # of a dry run, which gathers them
+
+    def listing(self) -> AbstractContextManager[None]:
+        """What its body is refused for is listed in a dry run, and an error otherwise."""
+        return self.problems.listed() if self.problems else nullcontext()
 
     def check_model(self) -> dict[str, Any]:
         """Refuses models and settings that do not fit, before torch is imported; the contents of dvgen.json, if any.
@@ -112,8 +117,14 @@ class Sampling:
         """Refuses files that could not be written. Raises UsageError, MediaError."""
         for output in (each.output for each in self.each):
             if output:  # of several videos those that are there already may be left as they are
-                overwrite = self.overwrite or self.count > 1
-                check_video(output, frames, fps=fps, overwrite=overwrite, option="--output")
+                with self.listing():
+                    overwrite = self.overwrite or self.count > 1
+                    check_video(output, frames, fps=fps, overwrite=overwrite, option="--output")
+        with self.listing():
+            self._check_others()
+
+    def _check_others(self) -> None:
+        """Refuses files beside the video that could not be written. Raises UsageError, MediaError."""
         if self.count > 1 and self.save_latents:
             given = f"--count {self.count} and --save-latents {self.save_latents}"
             raise UsageError(f"{given}: one file holds the latents of one video; use --keep-latents.")
@@ -290,7 +301,7 @@ class Sampling:
 
     def warn(self, speaker: console.Speaker) -> Callable[[str], None]:
         """Where warnings go: the JSON object has what they say, so that with it they are notes."""
-        return speaker.note if self.as_json else speaker.warn
+        return speaker.note if self.as_json and not self.problems else speaker.warn
 
     def stages(
         self,
@@ -306,6 +317,7 @@ class Sampling:
         from dit_video.machine import dtype_name
         from dit_video.stages import Stages
         from dit_video.text.cache import made_by, users_cache
+        from dit_video.timing import users_clock
 
         files = checkpoint.text_files
         if self.expected_model not in (None, checkpoint.signature[:16]):
@@ -320,6 +332,7 @@ class Sampling:
             keep=keep,
             keep_layers=plan.keep_layers,
             cache=users_cache(made_by(files, dtype_name(dtype), device.type)) if files else None,
+            clock=users_clock(checkpoint, dtype_name(dtype), device.type, plan.keep_layers),
             progress=speaker.progress,
             note=speaker.note,
             warn=warn,
@@ -336,13 +349,15 @@ class Sampling:
     ) -> "Plan":
         """What one clip takes, within the memory that there is for it; encodes: see `plan`. Raises UsageError."""
         from dit_video.machine import memory_for
-        from dit_video.plan import check_memory
+        from dit_video.plan import check_memory, plan
 
         available = memory_for(device, self.memory)
         holds = device.type != "cpu"
-        return check_memory(
-            checkpoint, shape, itemsize=dtype.itemsize, available=available, holds=holds, encodes=encodes
-        )
+        with self.listing():
+            return check_memory(
+                checkpoint, shape, itemsize=dtype.itemsize, available=available, holds=holds, encodes=encodes
+            )
+        return plan(checkpoint, shape, itemsize=dtype.itemsize, encodes=encodes)
 
     def place(self) -> "tuple[torch.device, torch.dtype]":
         """The device and the dtype. Raises UsageError."""
@@ -413,6 +428,12 @@ def _options(
     ] = False,
     expected_model: Annotated[Text, options.option("--expected-model", "ID", "Of `dvgen again`.", hidden=True)] = None,
     as_json: Annotated[bool, _files("--json", None, "Print one JSON object instead of the path.")] = False,
+    dry_run: Annotated[
+        bool,
+        _machine(
+            "--dry-run", None, "Say what it would take and what stands in the way, and make nothing.", setting=False
+        ),
+    ] = False,
     dtype: Annotated[str, _machine("--dtype", "NAME", "float32, bfloat16 or float16, for every stage.")] = "auto",
     device: Annotated[str, _machine("--device", "NAME", "cpu, cuda or mps.")] = "auto",
     memory: Annotated[
@@ -479,6 +500,15 @@ def parsed(values: Mapping[str, Any]) -> tuple[dict[str, Any], Sampling]:
 _OURS = frozenset(inspect.signature(_options).parameters)
 
 
+def _checked(values: Mapping[str, Any], problems: Problems | None = None) -> Sampling:
+    """Options that can be carried out here; problems: where those of a dry run are listed. Raises DvgenError."""
+    found = replace(_options(**values), problems=problems)
+    if found.output is None:  # the name is made later, in this folder
+        with found.listing():
+            check_folder(Path.cwd(), "without --output")
+    return found
+
+
 def with_sampling(*, without: Sequence[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Gives a command the options above, but those named in `without`; its argument `sampling` holds them, checked."""
 
@@ -490,10 +520,13 @@ def with_sampling(*, without: Sequence[str] = ()) -> Callable[[Callable[..., Non
         @wraps(command)
         def run(**values: Any) -> None:
             rest = {name: values[name] for name in theirs}
-            found = _options(**{name: values[name] for name in ours})
-            if found.output is None:  # the name is made later, in this folder
-                check_folder(Path.cwd(), "without --output")
-            command(**rest, sampling=found)
+            given = {name: values[name] for name in ours}
+            if not values["dry_run"]:
+                command(**rest, sampling=_checked(given))
+                return
+            problems = Problems()
+            with dry_run.explained(problems, as_json=values["as_json"]):
+                command(**rest, sampling=_checked(given, problems))
 
         parameters = [
             p.replace(annotation=hints[p.name], kind=inspect.Parameter.KEYWORD_ONLY)
@@ -504,25 +537,3 @@ def with_sampling(*, without: Sequence[str] = ()) -> Callable[[Callable[..., Non
         return run
 
     return decorate
-
-
-def what_it_takes(plan: "Plan", settings: "Settings", device: "torch.device", *, windows: int = 1) -> str:
-    """One line about what is computed; windows: how many of such clips, one after the other."""
-    from dit_video.plan import expected_seconds
-
-    steps = settings.steps - settings.first_step
-    of_each = "" if windows == 1 else f"{windows} windows of at most "
-    line = f"{of_each}{plan.shape}: {'x'.join(map(str, plan.grid))} = {plan.tokens:,} patches, {steps} "
-    line += "step" if steps == 1 else "steps"
-    if plan.padded != plan.shape:
-        line += f"; computed as {plan.padded}, then cropped and trimmed"
-    for part, keep in plan.keep_layers.items():
-        line += f"; the layers of the {part.replace('_', ' ')} are "
-        line += "cast as they are needed" if keep.stored else "read as they are needed"
-        line += f", but for {keep.layers} that stay in memory" if keep.layers else ""
-    if plan.tile:
-        line += f"; decoded in tiles of {plan.tile}x{plan.tile} latents, since whole frames do not fit in memory"
-    evaluations = 2 * steps - 1 if settings.solver == "heun" else steps
-    passes = windows * evaluations * (2 if max(settings.guidance) > 1 else 1)
-    seconds = expected_seconds(plan, passes, device)
-    return line + (f"; this may take {console.duration(seconds)}" if seconds > SLOW else "")

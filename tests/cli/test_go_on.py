@@ -129,7 +129,7 @@ def test_windows_that_are_done_are_not_denoised_again():
 
 
 def test_a_person_is_asked(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(console, "_is_terminal", lambda stream: True)
+    monkeypatch.setattr(console, "is_terminal", lambda stream: True)
     monkeypatch.setattr(console, "_bars", lambda: None)
 
     class Typed:
