@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from dit_video.errors import DvgenError
-from dvgen import console
+from dvgen import budget, console
 from dvgen.download import size
 from dvgen.problems import Problems
 from dvgen.takes import ways
@@ -94,6 +94,8 @@ def show(request: "Request", prepare: "Prepare") -> None:
         place = foreseen(sampling.device, sampling.dtype)
     place = place or foreseen("cpu", sampling.dtype)
     ready = prepare(request, checkpoint, (place.device, place.dtype), heard)  # type: ignore[arg-type]
+    with sampling.listing():
+        ready = budget.foreseen(ready, heard.note)
     _tell(report(ready, place, heard), sampling.as_json)
 
 

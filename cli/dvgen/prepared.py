@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dvgen import console, dry_run
+from dvgen import budget, console, dry_run
 from dvgen.clips import ClipFile, tell_coding
 from dvgen.pictures import Placed
 from dvgen.recipe import Recipe
@@ -334,7 +334,7 @@ def make(request: Request, prepare: Prepare, speaker: console.Speaker) -> None:
 
     checkpoint, place = request.sampling.open(), request.sampling.place()
     speaker.progress("load program", 1, 1)
-    ready = prepare(request, checkpoint, place, speaker)
+    ready = budget.settled(prepare(request, checkpoint, place, speaker), speaker)
     sampling, unfinished = request.sampling.go_on(ready.key(request.sampling.output), speaker)
     every = [replace(ready, sampling=each) for each in sampling.each]
     several = len(every) > 1

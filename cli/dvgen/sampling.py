@@ -15,7 +15,7 @@ from dit_video.clip import settings_of
 from dit_video.errors import UsageError
 from dit_video.models.wan.defaults import PRESETS, RELEASES, TINY_DEFAULTS, Defaults
 from dit_video.video.output import check_file, check_folder, check_video
-from dvgen import chosen, console, dry_run, logs, loras, options
+from dvgen import budget, chosen, console, dry_run, logs, loras, options
 from dvgen.chosen import Chosen
 from dvgen.problems import Problems
 from dvgen.recipe import Recipe, read_recipe, recipe_of
@@ -56,6 +56,7 @@ class Sampling:
     seed: int
     seed_drawn: bool
     count: int
+    time_budget: float | None
     dtype: str
     device: str
     memory: int | None
@@ -428,6 +429,10 @@ def _options(
     ] = False,
     expected_model: Annotated[Text, options.option("--expected-model", "ID", "Of `dvgen again`.", hidden=True)] = None,
     as_json: Annotated[bool, _files("--json", None, "Print one JSON object instead of the path.")] = False,
+    time_budget: Annotated[
+        Text,
+        _machine("--time-budget", "TIME", "Such as 60s or 2min: fewer steps and less guidance, if it takes that."),
+    ] = None,
     dry_run: Annotated[
         bool,
         _machine(
@@ -469,6 +474,7 @@ def _options(
         seed=options.seed(seed),
         seed_drawn=seed is None,
         count=given(count, options.count) or 1,
+        time_budget=given(time_budget, budget.parse),
         dtype=options.choice("--dtype", dtype, limits.DTYPES),
         device=options.choice("--device", device, limits.DEVICES),
         memory=given(memory, options.memory),
