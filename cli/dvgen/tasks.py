@@ -32,6 +32,8 @@ NOT_OF_A_JOB = (
 OF_ONE_JOB = ("output", "save-latents")
 """Options that name a file."""
 
+SHORT_NAME = 60  # characters, with which a name cannot be too long for any file system
+
 FLAGS = {"true": True, "false": False}  # in tables, where everything is text
 
 
@@ -77,6 +79,7 @@ class Checker:
                 rule = "names one file, and there may be many jobs; name it in a job, or let --name do so"
                 raise UsageError(f"--{name}: {rule}.")
         self._commands = {name: _command(name) for name in REQUESTS}
+        self._writable: set[tuple[Path, str, bool]] = set()
         self._alike: dict[object, Request] = {}  # of jobs that differ by their prompts, seeds and names alone
 
     def check_used(self, jobs: Sequence[Job]) -> None:
@@ -95,7 +98,7 @@ class Checker:
             raise UsageError("has no prompt; every job needs one.")
         output, latents = (text and self.out / text for text in files)
         if output:  # that it is there is no error: then the job may be done
-            check_video(output, 1, fps=1.0, overwrite=True, option="--output")
+            self._check_file(output)
         if latents:
             _known(command, "save-latents")
             check_file(latents, (".safetensors",), overwrite=True, option="--save-latents")
@@ -114,6 +117,13 @@ class Checker:
             save_latents=latents or None,
         )
         return replace(found, prompt=options.text(prompt or ""), sampling=shared)
+
+    def _check_file(self, output: Path) -> None:
+        """Refuses names that cannot be written; those that differ by their stem are alike. Raises DvgenError."""
+        alike = output.parent, output.suffix, len(output.name) > SHORT_NAME
+        if alike not in self._writable or alike[2]:
+            check_video(output, 1, fps=1.0, overwrite=True, option="--output")
+            self._writable.add(alike)
 
     def _seed(self, command: _Command) -> str | None:
         return _text("seed", self.common.get("seed", command.values["seed"]))
