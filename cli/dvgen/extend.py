@@ -11,7 +11,8 @@ from dit_video.errors import UsageError
 from dit_video.shapes import VideoShape
 from dvgen import clips, console, options, pictures, prepared
 from dvgen.logs import with_logging
-from dvgen.sampling import Sampling, Text, video_option, with_sampling
+from dvgen.sampling import Sampling
+from dvgen.shared import Text, video_option, with_sampling
 
 if TYPE_CHECKING:
     from dit_video.windows import Windows

@@ -8,10 +8,11 @@ from typing import Any
 
 from dit_video.errors import DvgenError, UsageError
 from dit_video.video.output import check_file, check_video
-from dvgen import edit, extend, options, sample, sampling, settings
+from dvgen import edit, extend, options, sample, settings
 from dvgen.command import ClickUsageError
 from dvgen.command import given as given_by_settings
 from dvgen.jobs import Given, Job
+from dvgen.shared import parsed
 
 Request = sample.Request | edit.Request | extend.Request
 
@@ -104,7 +105,7 @@ class Checker:
             check_file(latents, (".safetensors",), overwrite=True, option="--save-latents")
         alike = (job.command, repr(given))
         if alike not in self._alike:
-            rest, shared = sampling.parsed(self._values(command, given))
+            rest, shared = parsed(self._values(command, given))
             self._alike[alike] = REQUESTS[job.command](**rest, sampling=replace(shared, as_json=False, quiet=True))
         found = self._alike[alike]
         if latents and found.sampling.keep_latents:

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from dvgen import chosen, examples, sampling, settings
+from dvgen import chosen, examples, settings, shared
 from dvgen.main import app, command_of, group
 from typer.testing import CliRunner
 
@@ -84,7 +84,7 @@ def test_examples_are_what_the_parser_takes(line: str, monkeypatch: pytest.Monke
     if command.allow_extra_args:  # the options of sample
         context = command_of("sample").make_context("sample", [*context.args, "--", "a"])
     if {"steps", "count", "save_latents"} <= context.params.keys():
-        sampling.parsed(context.params)
+        shared.parsed(context.params)
     for word in words:
         if word.startswith("configs/"):
             assert (ROOT / word).is_file()
