@@ -238,8 +238,8 @@ def test_bars_are_drawn_in_a_terminal(folder: Path):
 
 def test_interrupt_ends_with_130_and_leaves_nothing(folder: Path):
     unkept = {**ENVIRONMENT, "DVGEN_KEEP_EVERY": "3600"}  # on a busy machine ten seconds of it may pass
-    line = "--random-weights --size 192x192 --frames 17 --steps 1000".split()
-    process = program("sample", "a", *line, env=unkept)
+    options = ["--random-weights", "--size", "192x192", "--frames", "17", "--steps", "1000"]
+    process = program("sample", "a", *options, env=unkept)
     for line in process.stderr:
         if line.startswith("load transformer"):
             break
