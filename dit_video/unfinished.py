@@ -12,7 +12,7 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -100,8 +100,7 @@ class Unfinished:
             return None
         state, about = max(found, key=lambda each: each[0].step)
         self._latest, self._total = state, int(about["steps"])
-        if runs(about.get("process", "")) is False:
-            atomic.remove_parts(self.folder, int(about["process"].partition("@")[0]))
+        self._sweep(about)
         with suppress(CheckpointError):
             self._write(state)
         self.kept = state.step
@@ -166,10 +165,17 @@ class Unfinished:
         return self._worth
 
     def remove(self) -> None:
-        """Removes the files of all clips of the command."""
+        """Removes the files of all clips of the command, and what an ended process that left them was writing."""
         for folder in _folders(self.folder):
             for path in folder.glob(f".dvgen-{self.key}-{self.seed}.*.state"):
+                with suppress(CheckpointError, OSError, ValueError):
+                    self._sweep(read_metadata(path))
                 path.unlink(missing_ok=True)
+
+    def _sweep(self, about: Mapping[str, str]) -> None:
+        """Removes what the process that a state names was writing, if that has ended."""
+        if runs(about.get("process", "")) is False:
+            atomic.remove_parts(self.folder, int(about["process"].partition("@")[0]))
 
 
 class Together:

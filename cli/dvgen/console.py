@@ -10,6 +10,7 @@ from typing import IO, Any, Self
 
 from dit_video.errors import MediaError
 
+WIDE, NARROW = 72, 36  # columns from which on bars fit, and from which on the time that is left does
 SPOKEN_EVERY = 10.0  # seconds between two lines about the same stage when there is no terminal
 SAID = "dvgen.said"  # the logger of what the user is told, whether quiet or not
 
@@ -215,13 +216,36 @@ def is_terminal(stream: IO[str] | None) -> bool:
 
 def _bars() -> Any:
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+    from rich.table import Table
+    from rich.text import Text
 
-    return Progress(
-        TextColumn("{task.description:<20}"),
-        BarColumn(bar_width=30),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[count]:>9}"),
-        TextColumn("{task.fields[left]}"),
-        console=Console(stderr=True),
-    )
+    class CountOrTime(ProgressColumn):
+        """What there is no room for side by side: how many parts, or where there is one, how long it takes."""
+
+        def render(self, task: Task) -> Text:
+            taken = task.finished_time if task.finished else task.elapsed
+            return Text(task.fields["count"] or duration(taken or 0.0), no_wrap=True)
+
+    class ShortName(ProgressColumn):
+        """As much of a stage's name as that leaves room for."""
+
+        def render(self, task: Task) -> Text:
+            name = Text(task.description, no_wrap=True)
+            name.truncate(max(1, console.width - 10), overflow="ellipsis")
+            return name
+
+    class Bars(Progress):
+        """Bars that leave out what does not fit, as wide as the terminal is now."""
+
+        def make_tasks_table(self, tasks: Any) -> Table:
+            """See `Progress`; it is drawn anew every time."""
+            self.columns = layouts[max(least for least in layouts if console.width >= least)]
+            return super().make_tasks_table(tasks)
+
+    console = Console(stderr=True)
+    left, name = TextColumn("{task.fields[left]}"), TextColumn("{task.description}")
+    count = TextColumn("{task.fields[count]:>9}")
+    whole = (TextColumn("{task.description:<20}"), BarColumn(bar_width=30), TimeElapsedColumn(), count, left)
+    layouts = {WIDE: whole, NARROW: (name, CountOrTime(), left), 0: (ShortName(), CountOrTime())}
+    return Bars(*whole, console=console)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from dit_video.video.io import read_frames
 
-LINE = ("--random-weights", "--size", "96x96", "--frames", "9", "--steps", "300", "--json")
+LINE = ("--random-weights", "--size", "96x96", "--frames", "33", "--steps", "100", "--json")
 FRAMES = np.stack([np.full((40, 48, 3), 20 * n, np.uint8) for n in range(5)])
 
 
@@ -58,25 +58,30 @@ def frames(path: str) -> np.ndarray:
 @pytest.mark.skipif(os.name != "posix", reason="kill -9 is a signal")
 @pytest.mark.parametrize("times", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_any_time_the_same_command_goes_on_bit_for_bit(times: int):
+    """At random points of denoising, of decoding, and of the end of writing, in turns."""
     sample = ("sample", "a", *LINE, "--seed", "1", "-o", "a.mp4", "--save-latents", "a.safetensors", "--overwrite")
-    began = time.monotonic()
-    finish(*sample, every="1000")
-    lasted = time.monotonic() - began
+    took = finish(*sample, every="1000")[0]["seconds"]
     whole, latents = frames("a.mp4"), load_file("a.safetensors")["latents"]
-    left, rng = 0, random.Random(times)
+    rng, found = random.Random(times), []
     for number in range(times):
-        process = start(*sample)
-        if number == 0:  # once it is certain that there is something to go on from
+        phase = ("denoise", "decode", "write")[number % 3]
+        process = start(*sample, *(["--fresh"] if phase == "denoise" else []))
+        if phase == "denoise":
             wait_for_state(process)
+            time.sleep(rng.uniform(0, 0.8) * took["denoise"])
         else:
-            time.sleep(rng.uniform(0.3, 1.1) * lasted)
+            assert process.stderr is not None
+            next(line for line in process.stderr if line.startswith("load autoencoder: done"))
+            share = (0, 0.7) if phase == "decode" else (0.7, 1.1)
+            time.sleep(rng.uniform(*share) * took["decode"])
         process.kill()
         process.communicate()
-        left += len(states())
+        found.append((phase, len(states())))
         assert frames("a.mp4").shape == whole.shape, "the file is the old one or the new one"
-    _, said = finish(*sample)
+    finish(*sample)
     assert np.array_equal(frames("a.mp4"), whole) and torch.equal(load_file("a.safetensors")["latents"], latents)
-    assert left and not [path for path in states() if path.suffix == ".state"], said
+    assert any(count for _, count in found), found
+    assert not states(), (found, "neither states nor what was being written")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGTERM")
@@ -92,7 +97,7 @@ def test_ended_by_a_signal_it_says_how_to_go_on_and_takes_up_the_drawn_seed(numb
     seed = int(state.name.split("-")[2].split(".")[0])
     assert f"seed {seed} (drawn)" in said
     found, said = finish("sample", "a", *LINE)
-    assert found["seed"] == seed and "of 300 steps of the same command are there" in said and not states()
+    assert found["seed"] == seed and "of 100 steps of the same command are there" in said and not states()
     assert finish("sample", "a", *LINE)[0]["seed"] != seed
 
 
