@@ -59,7 +59,8 @@ class Commands(TyperGroup):
             console.discard_output()
         except OSError as error:
             code = 1
-            console.fail(f"{error.filename}: {error.strerror}." if error.filename and error.strerror else str(error))
+            where = f"{error.filename}: " if error.filename else ""
+            console.fail(f"{where}{error.strerror}." if error.strerror else str(error))
         if code == INTERRUPTED:
             console.say("stopped.")
         sys.exit(code if isinstance(code, int) else 0)

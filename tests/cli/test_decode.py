@@ -16,7 +16,7 @@ from dit_video import decode, denoise, stages
 from dit_video.models.wan.vae import WanVAE
 from dit_video.shapes import MIN_TILE
 from dit_video.unfinished import SECONDS
-from dit_video.video.io import probe, read_frames
+from dit_video.video.io import probe, read_frames, write_video
 
 LINE = ("sample", "a cat", "--random-weights", "--size", "48x40", "--frames", "6", "--steps", "2", "--seed", "1")
 
@@ -110,6 +110,14 @@ def test_what_does_not_fit_whole_is_decoded_in_tiles(little_memory: list[int | N
     said = run(*large, "-o", "a.mp4").stderr
     assert little_memory == [None, MIN_TILE] and "ran out of memory: again in tiles of 24x24 latents" in said
     assert probe("a.mp4").frames == 5 and [path.name for path in Path().iterdir()] == ["a.mp4"]
+
+
+def test_new_frames_that_do_not_fit_whole_are_decoded_in_tiles_too(little_memory: list[int | None]):
+    write_video("clip.png", np.full((1, 480, 512, 3), 90, np.uint8), fps=8)
+    line = ("extend", "clip.png", "a", "--random-weights", "--forward", "4", "--steps", "1", "--seed", "1")
+    said = run(*line, "-o", "a.mp4").stderr
+    assert little_memory == [None, MIN_TILE] and "ran out of memory: again in tiles of 24x24 latents" in said
+    assert probe("a.mp4").frames == 5
 
 
 def test_what_does_not_fit_in_tiles_either_is_said(little_memory: list[int | None]):

@@ -1,6 +1,7 @@
 """`--image`, `extend`, `connect` and `edit` on the tiny random model: exact sizes, what is said, what is refused."""
 
 import json
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 from dvgen.main import app
+from imageio_ffmpeg import get_ffmpeg_exe
 from typer.testing import CliRunner, Result
 
 from dit_video import extend
@@ -234,3 +236,25 @@ def test_black_new_frames_are_said_and_with_strict_not_kept(
     said = " ".join(run(*line, *QUICK, "--strict", "-o", "v.mp4", code=1).stderr.split())
     assert f"{words}; it is not kept (--strict)" in said
     assert not [path for path in Path().iterdir() if path.name == "v.mp4" or path.suffix == ".part"]
+
+
+@pytest.mark.parametrize(
+    ("coding", "output", "says"),
+    [
+        (["-pix_fmt", "yuv444p"], "out.mp4", "clip.mp4: its colours are stored as 4:4:4, in out.mp4 as 4:2:0, at half"),
+        (["-pix_fmt", "yuv420p10le"], "out.mp4", "clip.mp4: its colours have 10 bits, in out.mp4 8."),
+        (
+            ["-vf", "setsar=4/3", "-pix_fmt", "yuv420p"],
+            "out.mp4",
+            "clip.mp4: its pixels are 4:3 and not square; they are",
+        ),
+        (["-pix_fmt", "yuv444p"], "out.gif", ""),
+        (["-pix_fmt", "yuv420p"], "out.mp4", ""),
+    ],
+)
+def test_what_the_new_file_does_not_hold_is_said(coding: list[str], output: str, says: str):
+    source = ["-f", "lavfi", "-i", "testsrc=s=64x48:r=8:d=0.5"]
+    subprocess.run([get_ffmpeg_exe(), "-v", "error", *source, *coding, "clip.mp4"], check=True)
+    line = ["--random-weights", "--forward", "4", "--steps", "1", "--seed", "1", "-o", output]
+    said = run("extend", "clip.mp4", "a", *line).stderr
+    assert [says in line for line in said.splitlines() if line.startswith("clip.mp4: ")] == ([True] if says else [])

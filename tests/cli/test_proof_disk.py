@@ -1,8 +1,11 @@
-"""Disks that are full or read-only: what was computed stays, and the same command finishes it."""
+"""Disks that are full or read-only, and encoders that are ended: what was computed stays, and is gone on with."""
 
 import os
+import signal
+import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +125,45 @@ def test_temporary_files_that_do_not_fit(monkeypatch: pytest.MonkeyPatch):
         disk.resize(10_000)
         run_here(*line, "-o", "a.mp4")
     assert frames("a.mp4").shape == (14, 96, 96, 3)
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="processes are looked for as Linux lists them")
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+def test_an_encoder_that_is_ended_while_it_writes(suffix: str):
+    line = (
+        "sample",
+        "a",
+        "--random-weights",
+        "--size",
+        "96x96",
+        "--frames",
+        "150",
+        "--steps",
+        "2",
+        "--seed",
+        "1",
+        "-o",
+    )
+    run_here(*line, f"whole{suffix}")
+    ended: list[int] = []
+
+    def end() -> None:
+        while not ended:
+            for part in Path().glob(f".dvgen-{os.getpid()}-*.part"):
+                found = subprocess.run(["pgrep", "-f", part.name], capture_output=True, text=True).stdout.split()
+                if found:
+                    os.kill(int(found[0]), signal.SIGKILL)
+                    ended.append(int(found[0]))
+
+    thread = threading.Thread(target=end, daemon=True)
+    thread.start()
+    said = run_here(*line, f"a{suffix}", code=1)[1].splitlines()
+    thread.join(timeout=60)
+    assert ended and said[-2] == "all steps are kept; the same command goes on from there."
+    assert said[-1].startswith(f"Error: a{suffix}: ffmpeg ") and len(left(Path())) == 1
+    _, said = run_here(*line, f"a{suffix}")
+    assert "load transformer" not in said and not left(Path())
+    assert np.array_equal(frames(f"a{suffix}"), frames(f"whole{suffix}"))
 
 
 def refused(*arguments: str | Path, **options: object) -> str:
