@@ -22,6 +22,7 @@ from dit_video.checkpoints.files import load_tensors, save_tensors
 from dit_video.errors import CheckpointError, DvgenError
 from dit_video.nn.pixels import to_frames, to_video
 from dit_video.shapes import VideoShape
+from dit_video.video.output import PREVIEW
 from dit_video.video.quick_gif import write_quick_gif
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def preview_map(vae: "Callable[[], WanVAE]", identity: str, folder: Path | None)
 class Preview:
     """A GIF of a clip as it stands, written again every few steps, as often as a small share of the time allows.
 
-    seconds: that it took so far.
+    of: the video that is made. seconds: that it took so far.
     """
 
     def __init__(
@@ -153,9 +154,11 @@ class Preview:
         warn: Callable[[str], None],
         *,
         share: float = SHARE,
+        of: Path | None = None,
     ) -> None:
         self.path, self.shape, self.fps, self.to_pixels, self.warn = path, shape, fps, to_pixels, warn
         self.share = share
+        self.comment = f"{PREVIEW}{of.absolute()}" if of else ""
         self.seconds = 0.0
         self._took = FIRST
         self._began = time.monotonic()
@@ -178,4 +181,4 @@ class Preview:
         """Writes the clip of these latents (C, T, h, w). Raises MediaError."""
         frames = self.to_pixels(latents)[: self.shape.num_frames]
         height, width = (max(1, -(-side // POOL)) for side in (self.shape.height, self.shape.width))
-        write_quick_gif(self.path, np.ascontiguousarray(frames[:, :height, :width]), fps=self.fps)
+        write_quick_gif(self.path, np.ascontiguousarray(frames[:, :height, :width]), fps=self.fps, comment=self.comment)

@@ -349,7 +349,7 @@ def make(request: Request, prepare: Prepare, speaker: console.Speaker) -> None:
     for number, (each, output) in enumerate(zip(every, outputs, strict=True)):
         if output is None:
             continue
-        watching = _Watching(each, stages, speaker)
+        watching = _Watching(each, stages, speaker, output)
         result = each.write(stages, output, unfinished.of_part(number) if several else unfinished, watching)
         strips.append(watching.strip)
         speaker.result(json.dumps(asdict(result), default=str) if sampling.as_json else str(result.path))
@@ -381,7 +381,7 @@ def _output(ready: Prepared, several: bool, speaker: console.Speaker) -> Path | 
 class _Watching:
     """What is shown of a video while it is made: some of its frames on the sheet, and the preview."""
 
-    def __init__(self, ready: Prepared, stages: "Stages", speaker: console.Speaker) -> None:
+    def __init__(self, ready: Prepared, stages: "Stages", speaker: console.Speaker, output: Path) -> None:
         from dit_video.video.sheet import Strip
 
         self.strip = Strip(f"{ready.prompt}   seed {ready.sampling.seed}", ready.frames)
@@ -393,4 +393,4 @@ class _Watching:
 
             to_pixels = preview_map(lambda: stages.vae, ready.checkpoint.vae_identity, users_folder("preview"))
             warn = ready.sampling.warn(speaker)
-            self.watch = Preview(file, ready.plan.shape, ready.fps, to_pixels, warn)
+            self.watch = Preview(file, ready.plan.shape, ready.fps, to_pixels, warn, of=output)

@@ -11,7 +11,7 @@ from dit_video.checkpoints.hashes import known_hash, together
 from dit_video.clip import settings_of
 from dit_video.errors import UsageError
 from dit_video.models.wan.defaults import PRESETS, RELEASES, TINY_DEFAULTS, Defaults
-from dit_video.video.output import check_file, check_video
+from dit_video.video.output import check_file, check_video, previewed
 from dvgen import chosen, console, options
 from dvgen.chosen import Chosen
 from dvgen.problems import Problems
@@ -121,7 +121,9 @@ class Sampling:
         if self.sheet:
             check_file(self.sheet, (".png",), overwrite=self.overwrite, option="--sheet")
         if self.preview_file:
-            check_file(self.preview_file, (".gif",), overwrite=self.overwrite, option="--preview-file")
+            of = previewed(self.preview_file)
+            overwrite = self.overwrite or (of is not None and not of.exists())  # left by what was broken off
+            check_file(self.preview_file, (".gif",), overwrite=overwrite, option="--preview-file")
             if self.preview_file == self.output:
                 raise UsageError(f"--preview-file {self.preview_file}: is the file of the video; name another one.")
         if self.keep_latents and self.save_latents:

@@ -10,6 +10,8 @@ from dit_video.errors import MediaError, UsageError
 SUFFIXES = (".mp4", ".webm", ".gif", ".png")
 MAX_FPS = 1000
 MAX_GIF_FPS = 50  # a GIF counts time in hundredths of a second, and viewers slow delays under two of them down
+PREVIEW = "dvgen preview of "  # how the comment of one begins
+FIRST_BYTES = 8192  # of a GIF, in which the comment lies
 MAX_NAME_BYTES = 255  # of every usual file system
 
 
@@ -69,3 +71,18 @@ def check_video(path: Path, num_frames: int, *, fps: float, overwrite: bool = Fa
         rule = f"a {suffix} plays more than 0 and at most {highest} frames per second, not {fps:g}"
         raise UsageError(f"{named}: {rule}; the nearest is {highest if fps > highest else 1}.")
     check_file(path, SUFFIXES, overwrite=overwrite, option=option)
+
+
+def previewed(path: Path) -> Path | None:
+    """The video that a GIF is a preview of, as its comment says (GIF89a, section 24); None where it is none."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(FIRST_BYTES)
+    except OSError:
+        return None
+    start, text = data.find(b"\x21\xfe") + 2, b""
+    while start >= 2 and start < len(data) and data[start]:
+        text += data[start + 1 : start + 1 + data[start]]
+        start += 1 + data[start]
+    found = text.decode(errors="replace")
+    return Path(found.removeprefix(PREVIEW)) if found.startswith(PREVIEW) else None

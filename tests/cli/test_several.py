@@ -94,6 +94,8 @@ def test_a_preview_is_left_when_the_video_is_there():
     assert (found.width, found.height, found.frames) == (12, 8, 5)
     taken = sample("--seed", "8", "--preview-file", "p.gif")
     assert taken.exit_code == 1 and "p.gif: the file exists" in taken.stderr
+    Path("a-red-ball-7.mp4").rename("kept.mp4")  # as if the command had been ended before the video was there
+    assert sample("--seed", "7", "--preview-file", "p.gif").exit_code == 0
     plain = sample("--seed", "7", "-o", "plain.mp4")
     assert plain.exit_code == 0 and clip("plain.mp4") == clip("a-red-ball-7.mp4")
 
