@@ -11,7 +11,7 @@ What the command says on standard error comes as Python warnings, and as notes o
 import logging
 import secrets
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -154,7 +154,10 @@ class Model:
         """
         defaults = self.checkpoint.defaults
         read = _read(images)
-        width, height = size or (size_of(*read[0]) if read else (defaults.width, defaults.height))
+        if size is None:
+            width, height = size_of(*read[0]) if read else (defaults.width, defaults.height)
+        else:
+            width, height = _pair("size", size, "(width, height)")
         shape = _shape(width, height, defaults.frames if frames is None else frames)
         rate = limits.number("fps", str(defaults.fps if fps is None else fps), *limits.FPS)
         limits.choice("fit", fit, limits.FITS)
@@ -362,8 +365,7 @@ class Model:
         """What makes new frames beside those of a clip."""
         defaults, checkpoint = self.checkpoint.defaults, self.checkpoint
         windows = Windows.of(checkpoint.grid, defaults.window or defaults.frames, beside=checkpoint.beside)
-        sizes = windows.sizes(before, before=False, after=True)
-        sizes += windows.sizes(after or between, before=True, after=bool(between))
+        sizes = windows.all_sizes(backward=before, forward=after, loop=between)
         shape = _shape(clip.shape[2], clip.shape[1], max(sizes))
         begun, how = self._clip(prompt, shape, seed, settings)
         if checkpoint.beside:
@@ -395,9 +397,11 @@ class Model:
             frames = clip[None] if clip.ndim == 3 else clip
             if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
                 raise UsageError(f"the clip is {clip.shape} {clip.dtype}; it must be (T, H, W, 3) uint8.")
-        else:
+        elif isinstance(clip, str | Path):
             frames, own = read_video(clip)
-        rate = fps or own or self.checkpoint.defaults.fps
+        else:
+            raise UsageError(f"the clip is {clip!r}; it must be a file, or an array (T, H, W, 3) uint8.")
+        rate = (own or self.checkpoint.defaults.fps) if fps is None else fps
         return np.ascontiguousarray(frames), limits.number("fps", str(rate), *limits.FPS)
 
 
@@ -433,12 +437,12 @@ def _checked_settings(asked: Mapping[str, Any]) -> dict[str, Any]:
     """Settings whose values can be. Raises UsageError."""
     checks: dict[str, Callable[[Any], Any]] = {
         "steps": lambda value: limits.whole("steps", str(value), 1, limits.MAX_STEPS),
-        "solver": lambda value: limits.choice("solver", value, limits.SOLVERS),
-        "sigmas": lambda value: limits.choice("sigmas", value, limits.SIGMAS),
+        "solver": lambda value: limits.choice("solver", str(value), limits.SOLVERS),
+        "sigmas": lambda value: limits.choice("sigmas", str(value), limits.SIGMAS),
         "shift": lambda value: limits.number("shift", str(value), *limits.SHIFT),
         "guidance": _guidance,
         "guidance_interval": _interval,
-        "preset": lambda value: limits.choice("preset", value, tuple(PRESETS)),
+        "preset": lambda value: limits.choice("preset", str(value), tuple(PRESETS)),
     }
     for name in asked:
         if name not in checks:
@@ -447,17 +451,27 @@ def _checked_settings(asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _guidance(value: float | Sequence[float]) -> tuple[float, ...]:
-    scales = [value] if isinstance(value, int | float) else list(value)
+    scales = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
     if not 1 <= len(scales) <= 2:
         raise UsageError(f"guidance {value}: must be one scale or two, for example 5 or (4, 3).")
     return tuple(limits.number("guidance", str(scale), *limits.GUIDANCE) for scale in scales)
 
 
 def _interval(value: Sequence[float]) -> tuple[float, float]:
-    low, high = (limits.number("guidance_interval", str(level), 0.0, 1.0) for level in value)
+    levels = _pair("guidance_interval", value, "(low, high)")
+    low, high = (limits.number("guidance_interval", str(level), 0.0, 1.0) for level in levels)
     if low > high:
         raise UsageError(f"guidance_interval {value}: must be (low, high); the nearest is {(high, low)}.")
     return low, high
+
+
+def _pair(name: str, value: Any, meaning: str) -> tuple[Any, Any]:
+    """The two values of a pair. Raises UsageError."""
+    try:
+        first, second = value
+    except (TypeError, ValueError):
+        raise UsageError(f"{name} {value!r}: must be two numbers, {meaning}.") from None
+    return first, second
 
 
 def _shape(width: int, height: int, frames: int) -> VideoShape:
@@ -475,14 +489,16 @@ def _read(images: Picture | Mapping[int, Picture] | None) -> list[tuple[Placed, 
     placed = images if isinstance(images, Mapping) else {0: images}
     found = []
     for frame, picture in placed.items():
-        if frame < -1:
+        if not isinstance(frame, int | np.integer) or frame < -1:
             raise UsageError(f"images {frame}: must be the number of a frame from 0, or -1 for the last.")
         if isinstance(picture, np.ndarray):
             if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
                 raise UsageError(f"images {frame}: is {picture.shape} {picture.dtype}; it must be (H, W, 3) uint8.")
-            found.append((Placed(Path("array"), frame, "images "), np.ascontiguousarray(picture)))
+            found.append((Placed(Path("array"), int(frame), "images "), np.ascontiguousarray(picture)))
+        elif isinstance(picture, str | Path):
+            found.append((Placed(Path(picture), int(frame), "images "), read_picture(picture)))
         else:
-            found.append((Placed(Path(picture), frame, "images "), read_picture(picture)))
+            raise UsageError(f"images {frame}: is {picture!r}; it must be a file, or an array (H, W, 3) uint8.")
     return found
 
 

@@ -99,6 +99,10 @@ def _check_name(template: str) -> None:
         raise UsageError(f"--name {template}: needs {{index}}, so that no two videos have one name; such as {NAME}.")
     if "/" in template or Path(template).suffix.lower() in SUFFIXES:
         raise UsageError(f"--name {template}: must be a name without folders and without a suffix; such as {NAME}.")
+    try:
+        template.format(index=1, slug="a", seed=1)
+    except (ValueError, LookupError) as error:
+        raise UsageError(f"--name {template}: cannot be filled in ({error}); such as {NAME}.") from None
 
 
 def _groups(tasks: Sequence[Task]) -> list[list[Task]]:

@@ -46,9 +46,9 @@ def read_jobs(source: str) -> list[Job]:
         UsageError: the file is missing, of another kind, empty, or a line of it is no job.
     """
     if source == "-":
-        text = sys.stdin.read() if sys.stdin is not None else ""
-        kind = ".jsonl" if text.lstrip().startswith("{") else ".txt"
         name = "standard input"
+        text = options.standard_input(name) if sys.stdin is not None else ""
+        kind = ".jsonl" if text.lstrip().startswith("{") else ".txt"
     else:
         path, name = Path(source), source
         kind = path.suffix.lower()

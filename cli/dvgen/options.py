@@ -213,17 +213,30 @@ def prompt(argument: str) -> str:
         return text(argument)
     if sys.stdin is None:
         raise UsageError('the prompt "-" is read from standard input, which is closed; give the prompt itself.')
-    not_text = "the prompt on standard input is not text in UTF-8; save it as UTF-8."
-    try:
-        found = sys.stdin.read().strip()
-        found.encode()
-    except UnicodeError:
-        raise UsageError(not_text) from None
+    named = "the prompt on standard input"
+    found = standard_input(named).strip()
     if "\0" in found:
-        raise UsageError(not_text)
+        raise UsageError(f"{named} {_NOT_TEXT}")
     if not found:  # most likely what should have written it has failed
         raise UsageError('standard input is empty; for an empty prompt give "" instead of -.')
     return found
+
+
+_NOT_TEXT = "is not text in UTF-8; save it as UTF-8."
+
+
+def standard_input(named: str) -> str:
+    """All text of standard input, without the mark that some editors begin it with; named: what it is, for messages.
+
+    Raises:
+        UsageError: it is not valid UTF-8.
+    """
+    try:
+        found = sys.stdin.read()
+        found.encode()
+    except UnicodeError:
+        raise UsageError(f"{named} {_NOT_TEXT}") from None
+    return found.removeprefix("\ufeff")
 
 
 def text(argument: str) -> str:

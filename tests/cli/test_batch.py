@@ -1,5 +1,6 @@
 """`dvgen batch`: every job as if it were alone, none twice, and what fails is said."""
 
+import io
 import json
 import os
 import re
@@ -184,6 +185,19 @@ def test_tables_and_standard_input():
     assert only["path"] == "1-z-1.png"
 
 
+def test_standard_input_in_other_encodings(monkeypatch: pytest.MonkeyPatch):
+    def given(data: bytes) -> None:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
+
+    given(b"\xef\xbb\xbf" + b'{"prompt": "a cat"}\n')  # as some editors begin text
+    assert [job.prompt for job in jobs.read_jobs("-")] == ["a cat"]
+    given(b"\xef\xbb\xbfa dog\n")
+    assert [job.prompt for job in jobs.read_jobs("-")] == ["a dog"]
+    given(b"\xff\n")
+    with pytest.raises(UsageError, match="standard input is not text in UTF-8; save it as UTF-8"):
+        jobs.read_jobs("-")
+
+
 def test_prompts_of_all_kinds():
     prompts = [
         "'quotes\" & $HOME `x`",
@@ -230,6 +244,8 @@ def test_prompts_of_all_kinds():
         (("jobs.txt", "--name", "{index}-{x}"), "knows no {x}"),
         (("jobs.txt", "--name", "{index"), "is no template"),
         (("jobs.txt", "--name", "a/{index}"), "must be a name without folders"),
+        (("jobs.txt", "--name", "{index:s}"), "--name {index:s}: cannot be filled in (Unknown format code"),
+        (("jobs.txt", "--name", "{index!x}"), "--name {index!x}: cannot be filled in"),
         (("jobs.txt", "--steps", "0"), "jobs.txt, line 1: --steps 0: must be a whole number"),
     ],
 )

@@ -144,6 +144,14 @@ def test_the_other_modes_keep_what_is_given():
         ({"images": {-2: PICTURE}}, "must be the number of a frame from 0, or -1 for the last"),
         ({"images": PICTURE.astype(float)}, r"must be \(H, W, 3\) uint8"),
         ({"images": "nothing.png"}, "there is no such file"),
+        ({"images": {"a": PICTURE}}, "images a: must be the number of a frame"),
+        ({"images": {0: 1}}, "images 0: is 1; it must be a file, or an array"),
+        ({"size": (64,)}, r"size \(64,\): must be two numbers, \(width, height\)"),
+        ({"size": ()}, r"size \(\): must be two numbers"),
+        ({"guidance_interval": (0.1,)}, r"guidance_interval \(0.1,\): must be two numbers, \(low, high\)"),
+        ({"guidance_interval": 0.1}, r"guidance_interval 0.1: must be two numbers"),
+        ({"guidance": object}, "guidance <class 'object'>: must be a number"),
+        ({"solver": 5}, "solver '5': must be one of"),
     ],
     ids=str,
 )
@@ -159,6 +167,10 @@ def test_clips_and_lengths_that_cannot_be_are_refused():
             MODEL.extend(clip, **wrong)
     with pytest.raises(UsageError, match="uint8"):
         MODEL.edit(clip.astype(float), "a")
+    with pytest.raises(UsageError, match="fps 0: must be a number from 1 to 240; the nearest is 1"):
+        MODEL.edit(clip, "a", fps=0)
+    with pytest.raises(UsageError, match="the clip is 5; it must be a file, or an array"):
+        MODEL.extend(5, forward=2)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="how the second is made to fit"):
         MODEL.connect(clip, clip[:, :16], frames=2)
     assert MODEL.connect(clip, clip[:, :16], frames=2, fit="cover", steps=1).frames.shape == (12, 32, 48, 3)
