@@ -43,7 +43,7 @@ def since_start() -> float:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether this is "out of memory", which torch says in several ways."""
-    phrases = ("out of memory", "not enough memory", "can't allocate memory")
+    phrases = ("out of memory", "not enough memory", "can't allocate memory", "could not create a primitive")  # oneDNN
     return isinstance(error, MemoryError) or any(phrase in str(error).lower() for phrase in phrases)
 
 
