@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dit_video.models.wan.vae import WanVAE
 
 POOL = 4  # pixels on the side of a preview's pixel
+LEAST_WIDTH = 240  # pixels of a preview, about: smaller ones are enlarged
 CLIPS, SIDE, GROUPS = 10, 128, 2  # clips that the map is fitted to: their number, sides, latent frames after the first
 RIDGE = 1e-3  # of the mean square of a latent: keeps the map small where latents hardly vary
 SHARE = 0.02  # of the time of denoising that previews may take
@@ -181,4 +182,6 @@ class Preview:
         """Writes the clip of these latents (C, T, h, w). Raises MediaError."""
         frames = self.to_pixels(latents)[: self.shape.num_frames]
         height, width = (max(1, -(-side // POOL)) for side in (self.shape.height, self.shape.width))
-        write_quick_gif(self.path, np.ascontiguousarray(frames[:, :height, :width]), fps=self.fps, comment=self.comment)
+        larger = max(1, LEAST_WIDTH // width)  # so that a small clip can be looked at
+        shown = frames[:, :height, :width].repeat(larger, axis=1).repeat(larger, axis=2)
+        write_quick_gif(self.path, np.ascontiguousarray(shown), fps=self.fps, comment=self.comment)

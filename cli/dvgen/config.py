@@ -39,7 +39,7 @@ def config(
 
     An option that is not on the command line is taken from the environment (DVGEN_STEPS for --steps), from dvgen.toml
     in the working folder or above it, up to where a repository begins, or from the user's own file. A file has options
-    by their long names, and tables for commands: steps = 20, [sample], [train.dit]. Where a name means something else
+    by their long names, and tables for commands, such as sample and train.dit. Where a name means something else
     in a command (frames of connect and eval, dtype of convert), the variable has the command in it, and the file a
     table: DVGEN_EVAL_FRAMES.
     """
@@ -133,7 +133,7 @@ def _init(file: Path, group: Any) -> Path:
             name = settings.name_of(param)
             table = "" if settings.is_shared(param) and shared.count(name) > 1 else path
             tables.setdefault(table, {}).setdefault(name, _example(param))
-    lines = ["# Settings of dvgen; `dvgen config` shows which are in force. Take the # off a line to use it."]
+    lines = ["# Settings of dvgen; `dvgen config` shows which are in force. Take the # off a line and give it a value."]
     for table, keys in tables.items():
         lines += ["", f"# [{table}]" if table else "# For every command; [sample] and so on are for one."]
         lines += [f"# {line}" for line in keys.values()]
@@ -143,5 +143,8 @@ def _init(file: Path, group: Any) -> Path:
 
 
 def _example(param: Any) -> str:
-    value = "true" if param.is_flag else json.dumps([param.metavar] if param.multiple else param.metavar)
-    return f"{settings.name_of(param)} = {value}  # {param.help}"
+    """A line for a setting, with what it takes as a comment."""
+    name, takes = settings.name_of(param), param.metavar or ""
+    if param.is_flag:
+        return f"{name} = true  # {param.help}"
+    return f"{name} = {'[]' if param.multiple else ''}  # {takes}: {param.help}"

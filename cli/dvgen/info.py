@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dit_video.checkpoints.hashes import kept_hash, together
+from dit_video.checkpoints.headers import read_header, read_metadata
 from dit_video.checkpoints.places import find_checkpoint, is_diffusers, is_model
 from dit_video.errors import CheckpointError, MediaError
 from dit_video.video.output import SUFFIXES
@@ -38,10 +40,25 @@ def info(
 ) -> None:
     """Show what a checkpoint is and knows, from its headers alone, or the size and coding of a video or picture."""
     file = Path(path)
-    facts = _checkpoint(path, hashes) if not file.is_file() or is_model(file) else _video(file)
+    if kept := _latents(file):
+        facts = kept
+    else:
+        facts = _checkpoint(path, hashes) if not file.is_file() or is_model(file) else _video(file)
     if hashes and "sha256" not in facts:
         facts["sha256"] = {str(file): kept_hash(file)}
     console.result(json.dumps(facts, default=str) if as_json else _lines(facts))
+
+
+def _latents(file: Path) -> dict[str, Any] | None:
+    """What a file of latents says of itself, see `dvgen decode`; None of any other file."""
+    if not file.is_file() or file.suffix.lower() != ".safetensors":
+        return None
+    with suppress(CheckpointError, KeyError):
+        tensors, about = read_header(file), read_metadata(file)
+        if set(tensors) == {"latents"}:
+            names = ("width", "height", "frames", "fps", "seed", "model", "prompt")
+            return {"path": str(file), "latents": tensors["latents"].shape, **{name: about[name] for name in names}}
+    return None
 
 
 def _video(path: Path) -> dict[str, Any]:
@@ -49,12 +66,22 @@ def _video(path: Path) -> dict[str, Any]:
 
     if path.suffix.lower() in (".json", ".toml"):
         raise MediaError(f"{path}: is not a video ({', '.join(SUFFIXES)}) nor a checkpoint; pass the folder.")
+    if _is_text(path):  # which ffmpeg draws as a terminal would
+        raise MediaError(f"{path}: is text, not a video ({', '.join(SUFFIXES)}) nor a checkpoint.")
     found, recipe = probe(path), read_recipe(path)
     made = {"recipe": asdict(recipe)} if recipe else {}
     if found.seconds is None:
         size = {"width": found.width, "height": found.height, "frames": found.frames}
         return {"path": str(path), **size, "format": _FORMATS.get(found.codec, found.codec), **made}
     return {"path": str(path), **asdict(found), "seconds": round(found.seconds, 3), **made}
+
+
+def _is_text(path: Path) -> bool:
+    with path.open("rb") as file:
+        begin = file.read(1024)
+    with suppress(UnicodeDecodeError):
+        return bool(begin) and "\0" not in begin.decode() and not begin.startswith(b"<svg")
+    return False
 
 
 def _checkpoint(name: str, hashes: bool) -> dict[str, Any]:

@@ -31,7 +31,12 @@ class Command(command.Command):
             return super().parse_args(ctx, args)
         given = [Word(arg) for arg in args]
         ctx.allow_extra_args = True
-        rest = super().parse_args(ctx, list(args))
+        try:
+            rest = super().parse_args(ctx, list(args))
+        except Exception as error:
+            if type(error).__name__ == "NoSuchOption":  # of Click, wherever this version of Typer keeps it
+                _refuse_dash(args)
+            raise
         if not ctx.args:
             return rest
         values, others, _ = self.make_parser(ctx).parse_args(list(given))
@@ -44,6 +49,15 @@ class Command(command.Command):
             elif not any(arg is word for word in words):
                 line.append(shlex.quote(arg))
         raise UsageError(f"the prompt is {len(words)} arguments and must be one, in quotes: {' '.join(line)}")
+
+
+def _refuse_dash(args: Sequence[str]) -> None:
+    """Says where a prompt goes that begins with a dash, and so was taken for an option. Raises UsageError."""
+    prompt = next((arg for arg in args if arg.startswith("-") and " " in arg), None)
+    if prompt is not None and "--" not in args:
+        options = [shlex.quote(arg) for arg in args if arg is not prompt]
+        meant = " ".join(["dvgen sample", *options, "--", _quoted(prompt)])
+        raise UsageError(f"a prompt that begins with a dash goes last, after --, or it is an option: {meant}")
 
 
 def _quoted(prompt: str) -> str:

@@ -3,6 +3,7 @@
 Nothing here imports torch: a name that is wrong is said at once.
 """
 
+import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -71,7 +72,10 @@ def find_checkpoint(name: str | Path | None = None) -> Path:
         raise CheckpointError(f"{name}: holds no model_index.json and no {_ORIGINAL[0]}; {_KINDS}.")
     if (cached := _cached(str(name))) is not None:
         return cached
-    raise CheckpointError(f"{name}: there is no such file or folder; {_KINDS}.")
+    names = {"default", *(place.name for folder in shipped for place in folder.parent.glob("*") if is_model(place))}
+    near = difflib.get_close_matches(str(name), sorted(names), n=1)
+    nearest = f"; the nearest is {near[0]}" if near else ""
+    raise CheckpointError(f"{name}: there is no such file or folder{nearest}; {_KINDS}.")
 
 
 def is_model(place: Path) -> bool:

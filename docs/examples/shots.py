@@ -1,4 +1,4 @@
-"""Two shots, joined by new frames and closed into a loop: python shots.py FILE.mp4 [MODEL]"""
+"""Two shots, joined by new frames and closed into a loop: python shots.py [FILE.mp4 [MODEL]]"""
 
 import sys
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from dit_video import Video, load_model
 
-FILE, MODEL = sys.argv[1], (sys.argv[2:] or ["default"])[0]
+FILE, MODEL = [*sys.argv[1:], *["shots.mp4", "default"][len(sys.argv[1:]) :]]
 SHOTS = ["a red ball moving right on a white background", "a blue ball growing on a white background"]
 
 

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from dvgen.main import app
+from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ["sample", "a red ball"]
@@ -207,3 +209,16 @@ def test_is_refused_in_one_sentence(name, results):
     for word in words:
         assert word in stderr
     assert heavy == [], "refused only after something heavy was imported"
+
+
+def test_a_prompt_that_begins_with_a_dash_is_told_its_place():
+    result = CliRunner().invoke(app, ["sample", "-leading dash", "--size", "64x64"])
+    assert result.exit_code == 2
+    assert 'dvgen sample --size 64x64 -- "-leading dash"' in result.stderr
+    other = CliRunner().invoke(app, ["sample", "a", "--sise", "64x64"])
+    assert other.exit_code == 2 and "after --" not in other.stderr
+
+
+def test_a_model_with_a_slip_in_its_name_has_a_nearest_one():
+    result = CliRunner().invoke(app, ["sample", "a", "--model", "defalt"])
+    assert result.exit_code == 1 and "the nearest is default" in result.stderr

@@ -29,7 +29,7 @@ def drawn(shown: Board, width: int, height: int = 24) -> list[str]:
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console, "_is_terminal", lambda stream: True)
+    monkeypatch.setattr(console, "is_terminal", lambda stream: True)
 
 
 def test_states_are_shown(terminal: None, capsys: pytest.CaptureFixture[str]):

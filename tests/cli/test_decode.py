@@ -187,3 +187,15 @@ def test_undefined_frames_name_the_frame(monkeypatch: pytest.MonkeyPatch):
     )
     said = run(*LINE, "-o", "a.mp4", code=1).stderr
     assert "decoding frame 1 of 6 gave infinite or undefined numbers" in said and not list(Path().iterdir())
+
+
+def test_info_tells_what_latents_are_of_and_refuses_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    options = ["--random-weights", "--size", "48x32", "--frames", "5", "--steps", "1", "--seed", "3"]
+    line = [*options, "--save-latents", "a.safetensors", "-o", "a.mp4"]
+    assert CliRunner().invoke(app, ["sample", "a red ball", *line]).exit_code == 0
+    found = json.loads(CliRunner().invoke(app, ["info", "a.safetensors", "--json"]).stdout)
+    assert (found["width"], found["frames"], found["seed"], found["prompt"]) == ("48", "5", "3", "a red ball")
+    Path("a.txt").write_text("not a video\n" * 30)
+    refused = CliRunner().invoke(app, ["info", "a.txt"])
+    assert refused.exit_code == 1 and "is text, not a video" in refused.stderr

@@ -91,7 +91,7 @@ def test_a_preview_is_left_when_the_video_is_there():
     result = sample("--seed", "7", "--preview-file", "p.gif")
     assert result.exit_code == 0, result.output
     found = probe(Path("p.gif"))
-    assert (found.width, found.height, found.frames) == (12, 8, 5)
+    assert (found.width, found.height, found.frames) == (240, 160, 5)
     taken = sample("--seed", "8", "--preview-file", "p.gif")
     assert taken.exit_code == 1 and "p.gif: the file exists" in taken.stderr
     Path("a-red-ball-7.mp4").rename("kept.mp4")  # as if the command had been ended before the video was there

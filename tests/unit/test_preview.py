@@ -70,7 +70,7 @@ def test_a_preview_is_a_small_gif_of_all_frames(tmp_path: Path):
     shape = VideoShape(num_frames=7, height=62, width=90)
     Preview(tmp_path / "a.gif", shape, 8, MAP, pytest.fail).write(LATENTS)
     found = probe(tmp_path / "a.gif")
-    assert (found.width, found.height, found.frames) == (23, 16, 7)
+    assert (found.width, found.height, found.frames) == (230, 160, 7)  # a quarter of the clip, enlarged
     assert found.fps == pytest.approx(8, abs=0.2)
 
 
