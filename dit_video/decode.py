@@ -119,7 +119,8 @@ def _tiles(latents: Tensor, tile: int | None) -> list[int | None]:
 
 
 def _make_room(stages: "Stages") -> None:
-    stages.warn(f"decoding whole frames ran out of memory: again in tiles of {MIN_TILE}x{MIN_TILE} latents")
+    tiles = f"again in tiles of {MIN_TILE}x{MIN_TILE} latents, which changes them a little"
+    stages.warn(f"decoding whole frames ran out of memory: {tiles}, and a recipe does not tell it")
     gc.collect()
     if stages.device.type == "cuda":
         torch.cuda.empty_cache()

@@ -105,15 +105,18 @@ def plan(
 ) -> Plan:
     """The plan of one guided clip, parameters of `itemsize` bytes, decoded whole or in windows of `tile` latents.
 
-    available: bytes that there are; layers of parts that do not fit in them beside their stage's work are streamed.
-    holds: they may be held as they are stored, on a device with memory of its own (elsewhere the system's cache of the
-    disk does that). encodes: more than its first frame is given, or it starts from frames.
+    tile: frames that are no larger are decoded whole. available: bytes that there are; layers of parts that do not fit
+    in them beside their stage's work are streamed. holds: they may be held as they are stored, on a device with memory
+    of its own (elsewhere the system's cache of the disk does that). encodes: more than its first frame is given, or it
+    starts from frames.
     """
     from dit_video.checkpoints.parts import Keep
 
     dit, vae = checkpoint.dit, checkpoint.vae
     padded = checkpoint.grid.padded(shape)
-    grid = checkpoint.grid.tokens(checkpoint.grid.latent(shape))
+    latent = checkpoint.grid.latent(shape)
+    grid = checkpoint.grid.tokens(latent)
+    tile = tile if tile and max(latent.height, latent.width) > tile else None
     tokens = math.prod(grid)
     # The residual stream, its modulated copy, six rows of modulation and the normalised q and k are float32.
     together = 2 * tokens if 2 * tokens <= PACK_TOKENS else tokens  # conditional and unconditional
@@ -165,9 +168,11 @@ def check_memory(
     available: int,
     holds: bool = False,
     encodes: bool = False,
+    tile: int | None = None,
 ) -> Plan:
     """The plan of a clip that fits in `available` bytes: with all weights in memory and its frames decoded whole where
-    that fits, else with layers that are streamed, and in tiles; holds, encodes: see `plan`.
+    that fits, else with layers that are streamed, and in tiles; holds, encodes: see `plan`. tile: that it is to have,
+    whatever fits.
 
     Raises:
         UsageError: it does not; the message says what it would take and the nearest size that fits.
@@ -180,7 +185,7 @@ def check_memory(
             )
             raise UsageError(f"this model's {part} alone {needs}; try {dtype}a smaller model.")
     that_may_fit = partial(
-        _plan_that_may_fit, checkpoint, itemsize=itemsize, available=available, holds=holds, encodes=encodes
+        _plan_that_may_fit, checkpoint, tile=tile, itemsize=itemsize, available=available, holds=holds, encodes=encodes
     )
     wanted = that_may_fit(shape)
     _log.info("%s", wanted.words(available))
@@ -216,10 +221,12 @@ def decoding_tile(checkpoint: Described, shape: VideoShape, *, itemsize: int, av
     raise UsageError(f"{shape}: {needs}; decode on a machine with more.")
 
 
-def _plan_that_may_fit(checkpoint: Described, shape: VideoShape, *, available: int, **options: Any) -> Plan:
-    whole = plan(checkpoint, shape, available=available, **options)
-    if whole.nbytes <= available:
-        return whole
+def _plan_that_may_fit(
+    checkpoint: Described, shape: VideoShape, *, available: int, tile: int | None, **options: Any
+) -> Plan:
+    wanted = plan(checkpoint, shape, tile=tile, available=available, **options)
+    if tile or wanted.nbytes <= available:
+        return wanted
     return plan(checkpoint, shape, tile=MIN_TILE, available=available, **options)
 
 

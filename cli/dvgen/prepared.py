@@ -84,9 +84,10 @@ class Prepared:
         """The recipe that goes into the file, if one does."""
         arguments = [*self.arguments, self.prompt]
         place, files = self.place, self.files
-        return self.sampling.recipe(
+        found = self.sampling.recipe(
             self.command, arguments, self.checkpoint, self.settings, place, files=files, **self.options
         )
+        return found and found.with_tile(self.plan.tile)
 
     @property
     def comment(self) -> str:

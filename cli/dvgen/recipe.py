@@ -3,7 +3,7 @@
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from dit_video.errors import MediaError
 from dvgen.options import typed
 
 KIND = "dvgen"
+TILE = "--tile="
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +38,15 @@ class Recipe:
         return json.dumps({KIND: asdict(self)}, ensure_ascii=False, separators=(",", ":"))
 
     def makes_the_same(self, other: "Recipe") -> bool:
-        """Whether another one gives the same frames, as far as can be told."""
-        return (self.line, self.model, self.files) == (other.line, other.model, other.files)
+        """Whether another one gives the same frames, as far as can be told; but for tiles, which memory decides."""
+        ours, theirs = self.with_tile(None), other.with_tile(None)
+        return (ours.line, ours.model, ours.files) == (theirs.line, theirs.model, theirs.files)
+
+    def with_tile(self, tile: int | None) -> "Recipe":
+        """It for frames that are decoded in tiles of so many latents on a side, or whole."""
+        end = self.line.index("--") if "--" in self.line else len(self.line)
+        kept = [word for word in self.line[:end] if not word.startswith(TILE)]
+        return replace(self, line=(*kept, *([f"{TILE}{tile}"] if tile else []), *self.line[end:]))
 
     def changed(self) -> list[str]:
         """Its files that are gone, or are not what they were, each in a sentence."""

@@ -59,6 +59,7 @@ class Sampling:
     strict: bool
     no_recipe: bool
     expected_model: str | None
+    tile: int | None
     as_json: bool
     quiet: bool
     problems: Problems | None = None  # of a dry run, which gathers them
@@ -311,10 +312,11 @@ class Sampling:
         from dit_video.text.cache import made_by, users_cache
         from dit_video.timing import users_clock
 
-        files = checkpoint.text_files
+        files, warn = checkpoint.text_files, self.warn(speaker)
         if self.expected_model not in (None, checkpoint.signature[:16]):
-            self.warn(speaker)("the model is not the one of the recipe: its files differ, and so may the frames.")
-        warn = self.warn(speaker)
+            warn("the model is not the one of the recipe: its files differ, and so may the frames.")
+        if self.expected_model and plan.tile and not self.tile:
+            warn("frames are decoded in tiles, and those of the recipe were not: they may differ a little.")
         chosen.tell(checkpoint, speaker.note, warn)
         self.tell_preset(checkpoint, speaker)
         return Stages(
@@ -347,9 +349,15 @@ class Sampling:
         holds = device.type != "cpu"
         with self.listing():
             return check_memory(
-                checkpoint, shape, itemsize=dtype.itemsize, available=available, holds=holds, encodes=encodes
+                checkpoint,
+                shape,
+                itemsize=dtype.itemsize,
+                available=available,
+                holds=holds,
+                encodes=encodes,
+                tile=self.tile,
             )
-        return plan(checkpoint, shape, itemsize=dtype.itemsize, encodes=encodes)
+        return plan(checkpoint, shape, itemsize=dtype.itemsize, encodes=encodes, tile=self.tile)
 
     def place(self) -> "tuple[torch.device, torch.dtype]":
         """The device and the dtype. Raises UsageError."""

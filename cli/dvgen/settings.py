@@ -40,7 +40,7 @@ INSTEAD = {
 OF_A_MODEL = ("vae", "text-encoder", "image-encoder", "high-noise", "lora", "lora-high", "lora-low")
 """Options that are about one model: another model in a higher layer puts them aside too."""
 HARMLESS = frozenset({"quiet", "verbose", "log-file", "json", "memory"})
-"""Options that change no frame, which a recipe leaves to the settings."""
+"""Options that a recipe leaves to the settings: none changes a frame, as the recipe tells how they are decoded."""
 
 _only: ContextVar[frozenset[str] | None] = ContextVar("only", default=None)
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, get_type_hints
 
 from dit_video import limits
 from dit_video.checkpoints.places import Named
+from dit_video.shapes import MAX_SIDE, MIN_TILE
 from dit_video.video.output import check_folder
 from dvgen import budget, chosen, dry_run, logs, loras, options
 from dvgen.chosen import Chosen
@@ -84,6 +85,7 @@ def _options(
         bool, _files("--no-recipe", None, "Do not write into the file how it was made, for `dvgen again`.")
     ] = False,
     expected_model: Annotated[Text, options.option("--expected-model", "ID", "Of `dvgen again`.", hidden=True)] = None,
+    tile: Annotated[Text, options.option("--tile", "N", "Latents on a side, of recipes.", hidden=True)] = None,
     as_json: Annotated[bool, _files("--json", None, "Print one JSON object instead of the path.")] = False,
     time_budget: Annotated[
         Text,
@@ -144,6 +146,7 @@ def _options(
         strict=strict,
         no_recipe=no_recipe,
         expected_model=expected_model,
+        tile=given(tile, lambda text: options.whole("--tile", text, MIN_TILE, MAX_SIDE)),
         as_json=as_json,
         quiet=quiet,
     )

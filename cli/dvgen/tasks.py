@@ -25,7 +25,7 @@ REQUESTS: Mapping[str, Callable[..., Request]] = {
 """The commands that jobs can name, and what checks the options of each."""
 
 NOT_OF_A_JOB = (
-    *("overwrite", "fresh", "json", "quiet", "verbose", "log-file", "expected-model"),
+    *("overwrite", "fresh", "json", "quiet", "verbose", "log-file", "expected-model", "tile"),
     *("dry-run", "time-budget", "count", "sheet", "preview-file"),
 )
 """Options that are for a whole batch or for none of it."""
