@@ -28,7 +28,9 @@ def batch(
             metavar="JOBS", help='.txt, a prompt a line; .jsonl or .csv; or "-" for standard input.', show_default=False
         ),
     ],
-    out: Annotated[Path, options.option("--out", "DIR", "Where the videos go.", of="batch")] = Path(),
+    out: Annotated[
+        Path, options.option("--out", "DIR", "Where the videos go; a folder that is there.", of="batch")
+    ] = Path(),
     name: Annotated[str, options.option("--name", "TEMPLATE", "Of a video, without its suffix.", of="batch")] = NAME,
     part: Annotated[
         str | None,

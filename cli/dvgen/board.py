@@ -111,7 +111,10 @@ class Board(console.Speaker):
             self._stage = "" if done >= total else stage
 
     def _speak(self, stage: str, done: int, total: int, left: str) -> None:
-        if done < total or stage == "jobs" or stage.startswith("load"):  # others are over and over again
+        if stage == "jobs" and done >= total:
+            ended = ", ".join(f"{self.counts[state]} {state}" for state in ENDED if self.counts[state])
+            console.say(f"jobs: {ended} in {console.duration(time.monotonic() - self._started[stage][0])}")
+        elif done < total or stage == "jobs" or stage.startswith("load"):  # others are over and over again
             super()._speak(stage, done, total, left)
 
     def table(self, width: int, height: int) -> Any:

@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -263,7 +264,7 @@ class Run:
         return [found for one in pack for found in self._denoise([one])]
 
     def _decode(self, made: "Sequence[Denoised]") -> None:
-        for each, unfinished, clip, latents in made:
+        for number, (each, unfinished, clip, latents) in enumerate(made):
             assert isinstance(each.video, OneClip)
             self.board.begin([each.job])
             there = latents.to(self.stages.device)
@@ -271,6 +272,11 @@ class Run:
                 self._done(each, each.video.write_latents(self.stages, clip, there, each.path, unfinished))
             except DvgenError as error:
                 self._failed(each.job, error, each.path)
+            except BaseException:  # Ctrl-C: those that are denoised, and not decoded, are kept too
+                for _, other, _, _ in made[number + 1 :]:
+                    with suppress(DvgenError):
+                        other.write()
+                raise
 
     def _done(self, each: Ready, found: "Result | Extended") -> None:
         self.board.end(each.job, "done", **{name: getattr(found, name) for name in TOLD if hasattr(found, name)})
