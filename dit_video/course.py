@@ -47,7 +47,7 @@ class Course:
 
     def tasks(self, clock: Clock) -> dict[str, list[Task]]:
         """What is done, by activities as of `Stages.seconds`, and "program" and "write" besides."""
-        found = {"program": [clock.program()], "load": [clock.load(part) for part in self.loads()]}
+        found = {"program": [clock.program()], "load": clock.loads(self.loads())}
         if self.prompts:
             found["text"] = [clock.text(self.prompts)]
         if any(self.encoded):

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import os
 import re
 from collections.abc import Sequence
 
@@ -20,6 +21,8 @@ GUIDANCE = (1.0, 100.0)
 MEMORY = (2**29, 2**50)  # bytes
 MAX_SEED = 2**63 - 1
 MAX_FRAMES = 100_000
+KEPT_EVERY = 10.0  # seconds of denoising, after which its state is written, and again after as many
+SECONDS = "DVGEN_KEEP_EVERY"  # the environment's name of another number of them
 STRENGTH = 0.6  # of an edit, where none is given: the new colour comes, and the object stays where it was
 
 
@@ -47,6 +50,16 @@ def whole(option: str, text: str, low: int, high: int) -> int:
         return value
     nearest = "" if math.isnan(value) else f"; the nearest is {math.floor(min(max(value, low), high))}"
     raise UsageError(f"{option} {shown(text)}: must be a whole number from {low} to {high}{nearest}.")
+
+
+def kept_every() -> float:
+    """Seconds of denoising after which its state is written: what the environment says, or `KEPT_EVERY`.
+
+    Raises:
+        UsageError: the environment says something else.
+    """
+    text = os.environ.get(SECONDS)
+    return number(SECONDS, text, 0, 1e9) if text else KEPT_EVERY
 
 
 def as_float(text: str) -> float:

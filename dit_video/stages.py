@@ -17,7 +17,8 @@ from dit_video.errors import DvgenError
 from dit_video.machine import is_out_of_memory, peak_memory
 from dit_video.shapes import Grid, VideoShape
 from dit_video.text.cache import EmbeddingCache
-from dit_video.timing import Clock, Task
+from dit_video.text.files import has_library
+from dit_video.timing import ENCODERS, Clock, Task
 
 if TYPE_CHECKING:
     from dit_video.models.wan.dit import WanDiT
@@ -141,11 +142,21 @@ class Stages:
                 self.free()
             self.progress(f"load {name}", 0, 1)
             part = _PARTS.get(name, name)
+            if part in ENCODERS:
+                self._import_library()
             with self.timed("load", lambda clock: clock.load(part)):
                 self._loaded[name] = load(dtype=self.dtype, device=self.device)
             _log.info("%s: as %s on %s", name, str(self.dtype).removeprefix("torch."), self.device)
             self.progress(f"load {name}", 1, 1)
         return self._loaded[name]
+
+    def _import_library(self) -> None:
+        """Apart from an encoder's weights, since it takes as long for a small one as for a large one."""
+        if not has_library():
+            from dit_video.text.encoders import import_library
+
+            with self.timed("load", lambda clock: clock.library()):
+                import_library()
 
     @property
     def forwards(self) -> int:

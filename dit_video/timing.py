@@ -9,8 +9,8 @@ is whole at any time.
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import median
@@ -37,7 +37,10 @@ UNMEASURED = 4.0  # by what factor it differs from the guess below
 
 FLOPS_PER_CORE, FLOPS_OF_GPU = 5e10, 1e14  # of floating point operations per second, what usually comes out
 BYTES_READ = 5e8  # a second
-PROGRAM, ENCODER_PROGRAM = 5.0, 3.0  # seconds that importing takes: of all, and of the text encoder's library
+BYTES_MORE = 5e7  # that loading a part takes as long as, beside its own
+READING = 0.1  # seconds that reading prompts takes, however small the encoder is
+PROGRAM, LIBRARY = 5.0, 3.0  # seconds that importing takes: of all, and of the encoders' library
+ENCODERS = ("text_encoder", "image_encoder")  # the parts that need that
 PIXELS_WRITTEN = 2e7  # a second, of a video file
 PROMPT_TOKENS = 16
 
@@ -77,6 +80,11 @@ class Task:
     work: float
     usual: float
 
+    @property
+    def is_loading(self) -> bool:
+        """Whether it is done once, before the arithmetic."""
+        return self.stage.startswith("load ")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
@@ -106,7 +114,7 @@ class Timings:
         try:
             found = json.loads(self.file.read_text(encoding="utf-8"))
             return [sample for each in found["samples"] if (sample := _sample(each))]
-        except (OSError, ValueError, LookupError, TypeError):
+        except (OSError, ValueError, LookupError, TypeError, OverflowError):
             return []
 
     def add(self, samples: Iterable[Sample]) -> None:
@@ -130,6 +138,8 @@ def _sample(found: Mapping[str, object]) -> Sample | None:
     values = {each.name: found[each.name] for each in fields(Sample)}
     numbers = [values[name] for name in ("size", "work", "seconds")]
     if not all(isinstance(number, int | float) and math.isfinite(number) and number > 0 for number in numbers):
+        return None
+    if not all(isinstance(values[name], str) for name in ("stage", "model", "place")):
         return None
     return Sample(**values)  # type: ignore[arg-type]
 
@@ -216,24 +226,33 @@ class Clock:
         self.flops = FLOPS_PER_CORE * threads() if device == "cpu" else FLOPS_OF_GPU
         self._known = timings.read() if timings else []
         self._taken: list[Sample] = []
+        self._hears: Callable[[Task], bool] = lambda _: True
 
     def program(self) -> Task:
         """Starting Python and importing what computes."""
         return Task(stage="program", model="", size=1, work=1, usual=PROGRAM)
 
+    def library(self) -> Task:
+        """Importing what encoders are built of."""
+        return Task(stage="load library", model="", size=1, work=1, usual=LIBRARY)
+
     def load(self, part: str) -> Task:
-        """Loading a part, such as "transformer" or "vae"."""
+        """Loading a part, such as "transformer" or "vae", without its library."""
         summary = self.model.components.get(part)
-        nbytes = max(summary.nbytes if summary else 0, 1_000_000)
-        usual = nbytes / BYTES_READ + (ENCODER_PROGRAM if part in ("text_encoder", "image_encoder") else 0.1)
+        nbytes = (summary.nbytes if summary else 0) + BYTES_MORE
+        usual = nbytes / BYTES_READ
         return Task(stage=f"load {part}", model=self._key(nbytes, part), size=nbytes, work=nbytes, usual=usual)
+
+    def loads(self, parts: Sequence[str]) -> list[Task]:
+        """Loading parts one after the other in a process that has loaded none."""
+        return [self.library()] * any(part in ENCODERS for part in parts) + [self.load(part) for part in parts]
 
     def text(self, prompts: int) -> Task:
         """Reading prompts."""
         summary = self.model.components.get("text_encoder")
-        flops = 2.0 * PROMPT_TOKENS * max(summary.parameters if summary else 0, 1_000_000)
-        key = self._key(flops, "text_encoder")
-        return Task(stage="text", model=key, size=flops, work=flops * prompts, usual=0.1 + flops * prompts / self.flops)
+        flops = 2.0 * PROMPT_TOKENS * (summary.parameters if summary else 0)
+        key, work = self._key(flops, "text_encoder"), READING * self.flops + flops * prompts
+        return Task(stage="text", model=key, size=max(flops, 1.0), work=work, usual=work / self.flops)
 
     def encode(self, shape: VideoShape) -> Task:
         """Encoding a clip."""
@@ -264,8 +283,19 @@ class Clock:
         """How long tasks take together."""
         return sum((estimate(task, self.place, self._known) for task in tasks), NOTHING)
 
+    @contextmanager
+    def hearing(self, wanted: Callable[[Task], bool]) -> Iterator[None]:
+        """Within it only of some tasks is remembered what they have taken."""
+        before, self._hears = self._hears, wanted
+        try:
+            yield
+        finally:
+            self._hears = before
+
     def took(self, task: Task, seconds: float) -> None:
         """A task has taken so long."""
+        if not self._hears(task):
+            return
         self._taken.append(
             Sample(
                 stage=task.stage,

@@ -29,6 +29,7 @@ from dit_video.checkpoints.stored import read_tensor
 from dit_video.claims import runs, this_process
 from dit_video.errors import CheckpointError, DvgenError, UndefinedNumbers
 from dit_video.flow.solvers import State
+from dit_video.limits import kept_every
 
 if TYPE_CHECKING:
     from dit_video.clip import Settings
@@ -37,18 +38,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-KEPT_EVERY = 10.0  # seconds of denoising, after which its state is written, and again after as many
-SECONDS = "DVGEN_KEEP_EVERY"  # the environment's name of another number of them
-
 _NAME = re.compile(r"\.dvgen-([0-9a-f]{16})-(\d+)\.(\d+)\.state")
-
-
-def kept_every() -> float:
-    """Seconds of denoising after which its state is written: what the environment says, or `KEPT_EVERY`."""
-    try:
-        return max(0.0, float(os.environ[SECONDS]))
-    except (KeyError, ValueError):
-        return KEPT_EVERY
 
 
 @dataclass
@@ -166,7 +156,7 @@ class Unfinished:
 
     def remove(self) -> None:
         """Removes the files of all clips of the command, and what an ended process that left them was writing."""
-        for folder in _folders(self.folder):
+        for folder in folders(self.folder):
             for path in folder.glob(f".dvgen-{self.key}-{self.seed}.*.state"):
                 with suppress(CheckpointError, OSError, ValueError):
                     self._sweep(read_metadata(path))
@@ -271,7 +261,7 @@ def find(folder: Path, key: str, seed: int | None) -> Found | None:
 
 
 def _found(folder: Path, key: str) -> Iterator[tuple[float, Found]]:
-    for path in (path for place in _folders(folder) for path in place.glob(f".dvgen-{key}-*.state")):
+    for path in (path for place in folders(folder) for path in place.glob(f".dvgen-{key}-*.state")):
         match = _NAME.fullmatch(path.name)
         try:
             read_header(path)
@@ -302,7 +292,7 @@ def _spare(folder: Path) -> Path | None:
     return None if place is None else place / hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
 
 
-def _folders(folder: Path) -> list[Path]:
+def folders(folder: Path) -> list[Path]:
     """Where states may be of commands whose output is in a folder."""
     spare = _spare(folder)
     return [folder] if spare is None else [folder, spare]

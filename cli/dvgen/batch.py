@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
+from dit_video import limits
 from dit_video.claims import Claims
 from dit_video.errors import UsageError
 from dit_video.video.output import SUFFIXES
-from dvgen import dry_batch, jobs, options
+from dvgen import console, dry_batch, jobs, options
 from dvgen.board import Board
 from dvgen.logs import with_logging
 from dvgen.run import SOME_FAILED, Rules, Run
@@ -60,6 +61,7 @@ def batch(
     Several can work in one folder at a time, and none makes what another does. Standard output gets a line of JSON for
     each job as it ends. Exit codes: 0 all done, 3 some failed, 130 Ctrl-C.
     """
+    limits.kept_every()
     every = jobs.read_jobs(source)
     if part is not None:
         every = jobs.shard(every, part)
@@ -67,7 +69,7 @@ def batch(
     if not out.is_dir():
         raise UsageError(f"--out {out}: there is no such folder; create it first.")
     tasks, wrong = [], []
-    for found in checked(every, context.args, out):
+    for found in checked(every, context.args, out, lambda text: None if quiet else console.aside(text)):
         if isinstance(found, Task):
             tasks.append(found)
         else:

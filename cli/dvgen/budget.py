@@ -11,7 +11,7 @@ from dvgen import console
 
 if TYPE_CHECKING:
     from dit_video.clip import Settings
-    from dit_video.timing import Clock
+    from dit_video.timing import Clock, Span
     from dvgen.prepared import Prepared
 
 LEAST_STEPS = 4
@@ -72,10 +72,11 @@ def settled(ready: "Prepared", speaker: console.Speaker) -> "Prepared":
     if found is None:
         clock = _clock(ready)
         if _is_unmeasured(ready, clock):
+            fitted(ready, clock, over=since_start(), hopeful=True)  # else measuring it were in vain
             _calibrate(ready, CALIBRATION * sampling.time_budget, speaker)
             clock = _clock(ready)
         found = fitted(ready, clock, over=since_start())
-        about = console.duration(since_start() + _seconds(found, clock))
+        about = console.duration(since_start() + _seconds(found, clock).middle)
         words = f"{traded(ready.settings, found.settings)}; about {about} in all"
         sampling.warn(speaker)(f"--time-budget {console.duration(sampling.time_budget)}: {words}")
     return found
@@ -85,26 +86,32 @@ def foreseen(ready: "Prepared", note: Callable[[str], None]) -> "Prepared":
     """The same before anything is loaded, by what was measured before or else is guessed. Raises UsageError."""
     if ready.sampling.time_budget is None:
         return ready
-    found = fitted(ready, _clock(ready))
-    note(f"to fit in {console.duration(ready.sampling.time_budget)}: {traded(ready.settings, found.settings)}")
-    return found
+    words = f"to fit in {console.duration(ready.sampling.time_budget)}"
+    with ready.sampling.listing():
+        found = fitted(ready, _clock(ready))
+        note(f"{words}: {traded(ready.settings, found.settings)}")
+        return found
+    *_, least = candidates(ready.settings)
+    note(f"{words}, this is the least that it can be: {traded(ready.settings, least)}")
+    return replace(ready, settings=least)
 
 
-def fitted(ready: "Prepared", clock: "Clock", *, over: float | None = None) -> "Prepared":
+def fitted(ready: "Prepared", clock: "Clock", *, over: float | None = None, hopeful: bool = False) -> "Prepared":
     """A command line with settings whose time fits in its budget.
 
-    over: seconds since the program began, when it is loaded; None before that, of a dry run.
+    over: seconds since the program began, when it is loaded; None before that, of a dry run. hopeful: everything takes
+    the least that it may.
 
     Raises:
         UsageError: none of them does.
     """
     budget, needed = ready.sampling.time_budget, 0.0
     assert budget is not None
+    begun = clock.expected(clock.program()).middle if over is None else over
     for settings in candidates(ready.settings):
         found = replace(ready, settings=settings)
-        begun = clock.expected(clock.program()).middle if over is None else over
-        needed = begun + RESERVE * _seconds(found, clock)
-        if needed <= budget:
+        needed = begun + RESERVE * _seconds(found, clock).middle
+        if begun + _seconds(found, clock).low <= budget if hopeful else needed <= budget:
             return found
     least = f"{ready.plan.shape} takes about {console.duration(needed)} with the fewest steps and no guidance"
     raise UsageError(f"--time-budget {budget:g}s: {least}; the nearest is {int(needed) + 1}s, or ask for less.")
@@ -124,11 +131,11 @@ def traded(before: "Settings", after: "Settings") -> str:
 
 def _begun(ready: "Prepared") -> "Prepared | None":
     """It with the settings that it was broken off with, if it was."""
-    from dit_video.unfinished import find
+    from dit_video.unfinished import find, folders
 
     sampling = ready.sampling
     folder = sampling.output.parent if sampling.output else Path()
-    if not any(folder.glob(".dvgen-*.state")):
+    if not any(path for place in folders(folder) for path in place.glob(".dvgen-*.state")):
         return None
     for settings in candidates(ready.settings):
         found = replace(ready, settings=settings)
@@ -137,10 +144,13 @@ def _begun(ready: "Prepared") -> "Prepared | None":
     return None
 
 
-def _seconds(ready: "Prepared", clock: "Clock") -> float:
-    """How long it usually takes from when the program is loaded."""
-    course = ready.course(videos=ready.sampling.count).expected(clock)
-    return sum(span.middle for activity, span in course.items() if activity != "program")
+def _seconds(ready: "Prepared", clock: "Clock") -> "Span":
+    """How long it takes from when the program is loaded, and the encoders' library if it is."""
+    from dit_video.text.files import has_library
+
+    tasks = ready.course(videos=ready.sampling.count).tasks(clock)
+    done = [clock.program(), *([clock.library()] if has_library() else [])]
+    return clock.expected(*(task for each in tasks.values() for task in each if task not in done))
 
 
 def _clock(ready: "Prepared") -> "Clock":
@@ -161,9 +171,11 @@ def _calibrate(ready: "Prepared", seconds: float, speaker: console.Speaker) -> N
     """Measure the model for about so many seconds. Raises DvgenError."""
     from dit_video.calibrate import calibrate
     from dit_video.stages import explained_memory
+    from dvgen.dry_run import Heard
 
     speaker.note(f"nothing of this model was measured here: measuring for about {console.duration(seconds)}")
-    stages = ready.stages(speaker)
+    stages = ready.stages(Heard())  # what there is to say of the model is said when it makes the video
+    stages.progress = speaker.progress
     stages.cache = None  # a prompt is read
     assert stages.clock is not None
     with explained_memory(ready.plan.shape):

@@ -66,6 +66,7 @@ def _measured(which: Chosen, device_name: str, dtype_name: str, speaker: console
     device = machine.pick_device(device_name)
     dtype = machine.pick_dtype(dtype_name, device)
     speaker.progress("load program", 1, 1)
+    begun = machine.since_start()
     available = machine.memory_for(device, None)
     *_, whole = growing(checkpoint)
     plan = check_memory(
@@ -91,7 +92,7 @@ def _measured(which: Chosen, device_name: str, dtype_name: str, speaker: console
     with explained_memory(whole):
         made = calibrate(stages, checkpoint, seconds=SECONDS)
     if first:
-        stages.clock.took(stages.clock.program(), machine.since_start() - sum(stages.seconds.values()))
+        stages.clock.took(stages.clock.program(), begun)
     stages.clock.keep()
     settings = settings_of(checkpoint.defaults, experts=checkpoint.boundary is not None)
     passes = passes_of(settings, checkpoint.boundary)

@@ -120,8 +120,8 @@ def _alone(ready: "Prepared", clock: "Clock", suffix: str) -> "tuple[Span, int]"
 
 def _shared(largest: "Prepared", clock: "Clock", prompts: int) -> "Span":
     """How long it takes to begin, to load every part once, and to read the texts that are new."""
-    parts = dict.fromkeys([*largest.course().loads(), *(["text_encoder"] if prompts else [])])
-    tasks = [clock.program(), *map(clock.load, parts), *([clock.text(prompts)] if prompts else [])]
+    parts = list(dict.fromkeys([*largest.course().loads(), *(["text_encoder"] if prompts else [])]))
+    tasks = [clock.program(), *clock.loads(parts), *([clock.text(prompts)] if prompts else [])]
     return clock.expected(*tasks)
 
 

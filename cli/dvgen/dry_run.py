@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dit_video.place import Foreseen
     from dit_video.timing import Span
     from dvgen.prepared import Prepare, Prepared, Request
+    from dvgen.sampling import Sampling
 
 BYTES_OF_PIXEL = {
     ".mp4": 0.15,
@@ -94,8 +95,7 @@ def show(request: "Request", prepare: "Prepare") -> None:
         place = foreseen(sampling.device, sampling.dtype)
     place = place or foreseen("cpu", sampling.dtype)
     ready = prepare(request, checkpoint, (place.device, place.dtype), heard)  # type: ignore[arg-type]
-    with sampling.listing():
-        ready = budget.foreseen(ready, heard.note)
+    ready = budget.foreseen(ready, heard.note)
     _tell(report(ready, place, heard), sampling.as_json)
 
 
@@ -123,7 +123,7 @@ def report(ready: "Prepared", place: "Foreseen", heard: Heard) -> Report:
     facts: dict[str, Any] = {
         "command": ready.command,
         "model": {"path": str(getattr(checkpoint, "path", "random weights")), "variant": _variant(ready)},
-        "path": None if output is None else str(output),
+        "path": None if output is None else str(_named(sampling, output)),
         "videos": sampling.count,
         **_computed(ready),
         "device": str(place.device),
@@ -138,6 +138,14 @@ def report(ready: "Prepared", place: "Foreseen", heard: Heard) -> Report:
     return Report(
         problems=problems.found, warnings=heard.warnings, facts=facts, lines=_lines(facts, ready.settings.solver)
     )
+
+
+def _named(sampling: "Sampling", output: Path) -> Path:
+    """The name of the file that is written, with SEED where that of a run would be, which draws another one."""
+    if not sampling.seed_drawn or output == sampling.output:
+        return output
+    before, _, after = output.name.rpartition(f"-{sampling.seed}")
+    return output.with_name(f"{before}-SEED{after}")
 
 
 def _variant(ready: "Prepared") -> str:

@@ -332,10 +332,13 @@ def make(request: Request, prepare: Prepare, speaker: console.Speaker) -> None:
     first = "torch" not in sys.modules
     speaker.progress("load program", 0, 1)
     from dit_video import make as _  # noqa: F401 (what takes long to import)
+    from dit_video.machine import since_start
 
     checkpoint, place = request.sampling.open(), request.sampling.place()
     speaker.progress("load program", 1, 1)
-    ready = budget.settled(prepare(request, checkpoint, place, speaker), speaker)
+    ready = prepare(request, checkpoint, place, speaker)
+    begun = since_start()  # before what may wait for an answer
+    ready = budget.settled(ready, speaker)
     sampling, unfinished = request.sampling.go_on(ready.key(request.sampling.output), speaker)
     every = [replace(ready, sampling=each) for each in sampling.each]
     several = len(every) > 1
@@ -344,9 +347,10 @@ def make(request: Request, prepare: Prepare, speaker: console.Speaker) -> None:
     sampling.tell_size(checkpoint, ready.plan.shape, speaker)
     stages = ready.stages(speaker, several=several)
     assert stages.clock is not None
+    if first:
+        stages.clock.took(stages.clock.program(), begun)
     speaker.note(what_it_takes(ready.plan, ready.settings, ready.expected(stages.clock), windows=ready.windows))
     strips: list[Strip] = []
-    spent = 0.0
     for number, (each, output) in enumerate(zip(every, outputs, strict=True)):
         if output is None:
             continue
@@ -354,13 +358,7 @@ def make(request: Request, prepare: Prepare, speaker: console.Speaker) -> None:
         result = each.write(stages, output, unfinished.of_part(number) if several else unfinished, watching)
         strips.append(watching.strip)
         speaker.result(json.dumps(asdict(result), default=str) if sampling.as_json else str(result.path))
-        spent += sum(stages.seconds.values())
         stages.count_anew()
-    if first and stages.clock:
-        from dit_video.machine import since_start
-
-        stages.clock.took(stages.clock.program(), since_start() - spent)
-        stages.clock.keep()
     if sampling.sheet and strips:
         from dit_video.video.sheet import write_sheet
 

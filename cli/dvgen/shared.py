@@ -110,6 +110,7 @@ def _options(
     ] = False,
 ) -> Sampling:
     given = options.given
+    limits.kept_every()  # refused here rather than when it is first asked for
     return Sampling(
         negative=given(negative, options.text),
         model=Chosen(

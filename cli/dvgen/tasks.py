@@ -90,6 +90,17 @@ class Checker:
             if commands and not any(name in self._commands[command].options for command in commands):
                 raise UsageError(f"--{name}: {' and '.join(commands)} know no such option, and all jobs are of these.")
 
+    def ignored(self, jobs: Sequence[Job]) -> Iterator[str]:
+        """A sentence about each setting that would count for one video, and does not for jobs."""
+        named, ours = {job.command for job in jobs}, _options_of("batch")
+        commands = [self._commands[name] for name in REQUESTS if name in named]
+        for name in NOT_OF_A_JOB:
+            given = [each.before[name] for each in commands if name in each.before]
+            if name in ours or name in settings.HARMLESS:
+                continue
+            for where in dict.fromkeys(each.where for each in given if each.rank > settings.DEFAULT):
+                yield f"{where}: --{name} is not for jobs, and is left out here"
+
     def request(self, job: Job) -> Request:
         """What a job asks for. Raises DvgenError."""
         command = self._commands[options.choice("command", job.command, tuple(REQUESTS))]
@@ -161,10 +172,14 @@ class Checker:
         return found
 
 
-def checked(jobs: Sequence[Job], common: Sequence[str], out: Path) -> Iterator[Task | tuple[Job, DvgenError]]:
+def checked(
+    jobs: Sequence[Job], common: Sequence[str], out: Path, note: Callable[[str], None] = lambda _: None
+) -> Iterator[Task | tuple[Job, DvgenError]]:
     """Every job as a task, or with what is wrong with it; common, out: see `Checker`. Raises UsageError."""
     checker = Checker(common, out)
     checker.check_used(jobs)
+    for text in checker.ignored(jobs):
+        note(text)
     named: dict[Path, int] = {}
     for job in jobs:
         try:

@@ -188,6 +188,12 @@ def _config(kind: Any, fields: Mapping[str, Any], where: Path) -> Any:
         raise CheckpointError(f"{where}: its configuration is not one of a text encoder ({error}).") from error
 
 
+def import_library() -> None:
+    """Import what encoders are built of: most of what loading a small one takes."""
+    import ftfy  # noqa: F401
+    import transformers.modeling_utils  # noqa: F401
+
+
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """No bars and no warnings of transformers' own: problems are raised as errors, progress is the caller's to show."""

@@ -1,6 +1,10 @@
 """`--time-budget`: what is given up for a time, in which order, and that it is said, written down and kept to."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -8,9 +12,12 @@ from dvgen import budget
 from dvgen.main import app
 from typer.testing import CliRunner, Result
 
+from dit_video import unfinished
 from dit_video.clip import Settings
 from dit_video.errors import UsageError
+from dit_video.timing import Span, Timings
 from dit_video.work import passes_of
+from tests.program import ROOT, run
 
 SMALL = ["--random-weights", "--size", "48x32", "--frames", "5", "--steps", "12", "--seed", "3"]
 
@@ -25,7 +32,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def one_second_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pass through the transformer takes a second, and all else nothing."""
     monkeypatch.setattr(budget, "_is_unmeasured", lambda ready, clock: False)
-    monkeypatch.setattr(budget, "_seconds", lambda ready, clock: 1.0 * ready.course(videos=1).passes.count)
+    monkeypatch.setattr(budget, "_seconds", lambda ready, clock: Span(1.0, 1.0) * ready.course().passes.count)
     monkeypatch.setattr("dit_video.machine.since_start", lambda: 0.0)
 
 
@@ -95,12 +102,16 @@ def test_a_dry_run_says_what_would_be_given_up(one_second_a_pass: None, monkeypa
     assert result.exit_code == 0 and found["steps"] == 9
     assert any("9 steps instead of 12" in note for note in found["notes"])
     refused = sample("--time-budget", "1s", "--dry-run", "--json")
-    assert refused.exit_code == 1 and "the nearest is" in json.loads(refused.stdout)["problems"][0]
+    found = json.loads(refused.stdout)
+    assert refused.exit_code == 1 and "the nearest is" in found["problems"][0]
+    assert found["steps"] == 4 and "this is the least that it can be: 4 steps instead of 12" in found["notes"][-1]
 
 
+@pytest.mark.parametrize("in_the_cache", [False, True])
 def test_what_was_broken_off_goes_on_with_the_settings_that_it_had(
-    one_second_a_pass: None, monkeypatch: pytest.MonkeyPatch
+    one_second_a_pass: None, monkeypatch: pytest.MonkeyPatch, in_the_cache: bool
 ):
+    """Also where the output's disk was full, so that its state went to the user's cache."""
     monkeypatch.setenv("DVGEN_KEEP_EVERY", "0")
     real, calls = budget._seconds, []
 
@@ -116,8 +127,13 @@ def test_what_was_broken_off_goes_on_with_the_settings_that_it_had(
     with monkeypatch.context() as patch:
         patch.setattr(WanDiT, "forward", stopping)
         assert sample("--time-budget", "20s", "-o", "a.mp4", "--guidance", "4").exit_code == 130
+    (state,) = Path().glob(".dvgen-*.state")
+    if in_the_cache:
+        spare = unfinished.folders(Path())[1]
+        spare.mkdir(parents=True)
+        state.rename(spare / state.name)
     # By now a pass takes twice as long: begun anew it would be fewer steps.
-    monkeypatch.setattr(budget, "_seconds", lambda ready, clock: 2 * real(ready, clock))
+    monkeypatch.setattr(budget, "_seconds", lambda ready, clock: real(ready, clock) * 2)
     result = sample("--time-budget", "20s", "-o", "a.mp4", "--json", "--guidance", "4")
     assert result.exit_code == 0, result.output
     assert "going on" in result.stderr and json.loads(result.stdout)["steps"] == 9
@@ -126,11 +142,65 @@ def test_what_was_broken_off_goes_on_with_the_settings_that_it_had(
 
 
 def test_a_model_that_was_never_measured_is_measured_first():
-    result = sample("--time-budget", "1h", "-o", "a.mp4")
+    result = sample("--time-budget", "1h", "-o", "a.mp4", "--preset", "distilled")
     assert result.exit_code == 0, result.output
     assert "nothing of this model was measured here: measuring" in result.stderr
+    assert result.stderr.count("preset distilled:") == 1
     again = sample("--time-budget", "1h", "-o", "b.mp4")
     assert again.exit_code == 0 and "measuring" not in again.stderr
+
+
+def test_measuring_says_nothing_of_its_own_prompts():
+    shipped = ["sample", "a red ball", "--size", "64x48", "--frames", "5", "--seed", "3", "--time-budget", "1h"]
+    result = CliRunner().invoke(app, [*shipped, "-o", "a.mp4"])
+    assert result.exit_code == 0, result.output
+    assert "measuring" in result.stderr and "never learnt" not in result.stderr
+
+
+def test_nothing_is_measured_where_the_time_is_over_already(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("dit_video.machine.since_start", lambda: 3.4)
+    monkeypatch.setattr(budget, "_calibrate", lambda *_: pytest.fail("measured in vain"))
+    result = sample("--time-budget", "3s", "-o", "a.mp4")
+    assert result.exit_code == 2 and "measuring" not in result.stderr and "the nearest is" in result.stderr
+
+
+def test_the_time_of_the_program_is_that_of_importing_it(tmp_path: Path):
+    """Not that of measuring a model, nor of waiting for an answer."""
+    code = (
+        "import time\n"
+        "from dvgen import budget\n"
+        "from dvgen.main import run\n"
+        "def slow(ready, speaker):\n"
+        "    from dit_video.machine import since_start\n"
+        "    print(since_start())\n"
+        "    time.sleep(2)\n"
+        "    return ready\n"
+        "budget.settled = slow\n"
+        "run()\n"
+    )
+    path = os.pathsep.join([str(ROOT), str(ROOT / "cli"), *sys.path])
+    line = [sys.executable, "-c", code, "sample", "a", *SMALL, "--steps", "1", "-o", "a.mp4", "-q"]
+    done = subprocess.run(line, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    assert done.returncode == 0, done.stderr
+    begun = float(done.stdout.splitlines()[0])
+    kept = {each.stage: each.seconds for each in Timings(tmp_path / "cache" / "timing.json").read()}
+    assert 0 < begun - 1 < kept["program"] <= begun + 0.001
+    assert kept["load library"] > kept["load text_encoder"]
+
+
+@pytest.mark.slow  # since another process may take the time of either
+def test_a_run_takes_as_long_as_was_foreseen_after_measuring():
+    """A generous bound: within twice the range, for each activity that takes a while."""
+    line = ["sample", "a red ball", "--random-weights", "--steps", "10", "--seed", "1", "-o", "a.mp4", "--json"]
+    run("calibrate", "--random-weights", "-q")
+    said = json.loads(run(*line, "--dry-run")[0])["seconds"]
+    assert said.pop("basis") == "measured"
+    began = time.perf_counter()
+    took = json.loads(run(*line)[0])["seconds"]
+    took["total"] = time.perf_counter() - began
+    for activity in ("total", "load", "denoise", "decode"):
+        low, high = said[activity]
+        assert low / 2 <= took[activity] <= 2 * high, (activity, said, took)
 
 
 @pytest.mark.parametrize(

@@ -217,7 +217,11 @@ def test_what_was_measured_is_known():
 
 
 def test_a_drawn_seed_is_not_told_and_several_videos_are_counted():
-    assert dry("sample", "x", "--random-weights")["seed"] is None
+    said = dry("sample", "a red ball", "--random-weights")
+    assert said["seed"] is None and said["path"] == "a-red-ball-SEED.mp4"
+    assert dry("sample", "x", "--random-weights", "-o", "x-1.mp4")["path"] == "x-1.mp4"
+    assert dry("sample", "x", "--random-weights", "-o", "x.mp4", "--count", "2")["path"] == "x-SEED.mp4"
+    assert dry("sample", "x", *QUICK)["path"] == "x-3.mp4"
     one, three = (dry("sample", "x", *QUICK, "--count", count) for count in ("1", "3"))
     assert three["forwards"] == 3 * one["forwards"] and three["videos"] == 3
     assert three["disk"]["needed"] > one["disk"]["needed"]

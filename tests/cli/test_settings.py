@@ -13,6 +13,7 @@ from dvgen.main import app, group
 from dvgen.recipe import read_recipe
 from typer.testing import CliRunner, Result
 
+from dit_video.limits import KEPT_EVERY, kept_every
 from dit_video.video.io import probe
 
 ROOT = Path(__file__).parents[2]
@@ -277,6 +278,29 @@ def test_no_variable_has_two_meanings():
     assert named == OTHERS.keys()
     document = (ROOT / "docs" / "settings.md").read_text()
     assert all(f"| `{name}` | {text}" in document for name, text in OTHERS.items())
+
+
+def test_a_setting_that_is_not_for_jobs_is_said_to_be_left_out(here: Path, monkeypatch: pytest.MonkeyPatch):
+    Path("jobs.txt").write_text("a cat\n")
+    line = ["batch", "jobs.txt", "--random-weights", "--dry-run"]
+    assert run(*line).stderr == ""
+    monkeypatch.setenv("DVGEN_TIME_BUDGET", "60s")
+    said = "DVGEN_TIME_BUDGET: --time-budget is not for jobs, and is left out here\n"
+    assert run(*line).stderr == said and run(*line, "-q").stderr == ""
+    monkeypatch.delenv("DVGEN_TIME_BUDGET")
+    write('quiet = false\n[sample]\ntime-budget = "60s"')
+    assert run(*line).stderr == said.replace("DVGEN_TIME_BUDGET", "dvgen.toml: [sample] time-budget")
+
+
+@pytest.mark.parametrize("text", ["abc", "-1", "nan", "inf"])
+def test_seconds_of_the_environment_are_checked_before_anything_is_begun(text: str, monkeypatch: pytest.MonkeyPatch):
+    Path("jobs.txt").write_text("a cat\n")
+    monkeypatch.setenv("DVGEN_KEEP_EVERY", text)
+    for line in (["sample", "a cat", "--random-weights"], ["batch", "jobs.txt", "--random-weights"]):
+        said = run(*line, code=2).stderr
+        assert said.startswith(f"Error: DVGEN_KEEP_EVERY {text}: must be a number from 0 to 1000000000")
+    monkeypatch.setenv("DVGEN_KEEP_EVERY", "")
+    assert kept_every() == KEPT_EVERY
 
 
 def test_config_without_a_command_shows_what_is_not_default(monkeypatch: pytest.MonkeyPatch):

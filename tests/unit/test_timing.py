@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 import torch
 
 from dit_video import machine, place
+from dit_video.calibrate import calibrate
+from dit_video.checkpoints.headers import Summary
 from dit_video.clip import Settings
 from dit_video.course import Course
 from dit_video.flow.guidance import needs_guidance
@@ -22,6 +25,7 @@ from dit_video.models.wan.random import RandomCheckpoint
 from dit_video.models.wan.vae import WanVAE
 from dit_video.models.wan.vae_layers import CausalConv3d
 from dit_video.shapes import VideoShape
+from dit_video.stages import Stages
 from dit_video.timing import KEPT, Clock, Sample, Span, Task, Timings, estimate, users_clock
 from dit_video.work import Passes, decode_flops, encode_flops, passes_of
 
@@ -121,9 +125,13 @@ def test_only_the_newest_samples_are_kept(tmp_path: Path):
     for damage in ("", "{", '{"samples": [{"stage": 1}]}', '{"samples": 3}', "[]"):
         timings.file.write_text(damage)
         assert timings.read() == []
-    broken = {**vars(sample(10, 1)), "work": math.nan}
-    timings.file.write_text(json.dumps({"samples": [broken, vars(sample(10, 1))]}))
+    whole = vars(sample(10, 1))
+    damaged = [{**whole, "work": math.nan}, {**whole, "stage": ["a"]}, {**whole, "place": None}, {**whole, "model": 3}]
+    timings.file.write_text(json.dumps({"samples": [*damaged, whole]}))
     assert timings.read() == [sample(10, 1)]
+    timings.file.write_text(json.dumps({"samples": [{**whole, "size": 10**400}]}))
+    assert timings.read() == []
+    timings.file.write_text(json.dumps({"samples": [*damaged, whole]}))
     timings.add([sample(10, 2)])
     assert len(timings.read()) == 2
 
@@ -166,6 +174,55 @@ def test_a_clock_remembers_what_it_was_told(own_cache: Path, monkeypatch: pytest
     blocked = users_clock(model, "float32", "cpu")
     blocked.took(task, 1.0)
     blocked.keep()  # no reason to fail
+
+
+def test_a_small_model_tells_how_long_a_large_one_takes_to_load(own_cache: Path):
+    """What does not grow with the bytes does not grow with the bytes: importing, opening, the first use."""
+
+    def model(scale: float) -> RandomCheckpoint:
+        parts = {"text_encoder": 350_000, "transformer": 3_000_000, "vae": 1_000_000}
+        sizes = {name: int(size * scale) for name, size in parts.items()}
+        found = {name: Summary(parameters=size, nbytes=4 * size, dtypes=()) for name, size in sizes.items()}
+        return replace(RandomCheckpoint(), components=found)
+
+    small = users_clock(model(1), "float32", "cpu")
+    loaded = ["text_encoder", "transformer", "vae"]
+    assert [task.stage for task in small.loads(loaded)] == ["load library", *(f"load {part}" for part in loaded)]
+    assert [task.stage for task in small.loads(["vae", "vae"])] == ["load vae"] * 2
+    for _ in range(3):
+        for task, seconds in zip(small.loads(loaded), (4.5, 0.05, 0.1, 0.08), strict=True):
+            small.took(task, seconds)
+        small.took(small.text(2), 0.2)
+    small.keep()
+    large = users_clock(model(8000), "float32", "cpu")
+    span = large.expected(*large.loads(loaded))
+    assert large.expected(large.library()).basis == "measured" and span.basis == "another"
+    assert span.low > 4.5 and span.high < 1000  # of 139 GB, as a guess says too
+    assert large.expected(large.text(2)).high < 60
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_calibration_keeps_how_long_the_first_loading_took(
+    keep: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Files are in the system's cache after it, and what torch does once is done."""
+    model, timings, calls = RandomCheckpoint(), Timings(tmp_path / "timing.json"), []
+    clock = Clock(model, device="cpu", dtype="float32", timings=timings)
+    load = RandomCheckpoint.load_dit
+
+    def slow_at_first(*args: object, **more: object) -> object:
+        calls.append(1)
+        time.sleep(0.5 if len(calls) == 1 else 0.0)
+        return load(*args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(RandomCheckpoint, "load_dit", slow_at_first)
+    stages = Stages(model, dtype=torch.float32, device=torch.device("cpu"), keep=keep, clock=clock)
+    assert len(calibrate(stages, model, seconds=0.0)) == 1 and len(calls) == (1 if keep else 2)
+    clock.keep()
+    found = timings.read()
+    (loaded,) = (each.seconds for each in found if each.stage == "load transformer")
+    assert loaded >= 0.5
+    assert sum(each.stage == "denoise" for each in found) == 1, "the first has what is done but once"
 
 
 def test_what_is_loaded_depends_on_what_stays():
