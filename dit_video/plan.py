@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 DECODER_WORK = 24  # frames of features of the decoder's last level alive at a time, of one tile
-DECODER_PAST = 16  # frames of them that it keeps as its memory of the past, of all tiles
+DECODER_PAST = 16  # frames of them that it keeps as its memory of the past, of one tile
 ENCODER_WORK = 45  # frames of features of the encoder's first level alive at a time, its memory of the past included
 PACK_TOKENS = 16_384  # above this many the two passes of guidance run one after the other, in half of the memory
 TEXT_WORK = 200_000_000  # bytes of the text encoder's work on 512 tokens
@@ -126,7 +126,10 @@ def plan(
     area = padded.height * padded.width
     _, down, across = vae.stride
     window = min(padded.height, tile * down) * min(padded.width, tile * across) if tile else area
-    features = vae.decoder_dim * vae.dim_mult[0] * (DECODER_PAST * area + DECODER_WORK * window) // vae.patch**2
+    features = vae.decoder_dim * vae.dim_mult[0] * (DECODER_PAST + DECODER_WORK) * window // vae.patch**2
+    if tile:  # what the decoder begins with, of the whole clip
+        latent = checkpoint.grid.latent(shape)
+        features += vae.decoder_dim * vae.dim_mult[-1] * latent.frames * latent.height * latent.width
     pixels = PIXEL_FRAMES * 3 * area * 4  # float32
     work = {name: TEXT_WORK if name == "text_encoder" else activations for name in checkpoint.layers}
     keep_layers = {}

@@ -1,11 +1,14 @@
 """The VAE by itself: chunks, streams and tiles equal the whole, and what is wrong is refused."""
 
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dit_video.errors import DvgenError, UsageError
+from dit_video.models.wan import vae as module
 from dit_video.models.wan.configs import VAEConfig
 from dit_video.models.wan.vae import WanVAE
 from dit_video.nn.tiling import OVERLAP, windows
@@ -186,3 +189,23 @@ def test_half_precision_weights(dtype: torch.dtype):
     chunks = list(vae.decode_stream(latents.to(dtype)))
     assert all(chunk.dtype == torch.float32 for chunk in chunks)
     assert psnr(torch.cat(chunks, dim=2), reference) > 30
+
+
+@torch.no_grad()
+def test_one_tile_at_a_time_keeps_its_past(monkeypatch: pytest.MonkeyPatch):
+    vae, made = model(next(iter(SHAPES))), []
+    real, enlarge = module.Memory, vae.decoder.enlarge
+
+    def memory():
+        found = real()
+        made.append(weakref.ref(found))
+        return found
+
+    def watched(*args):
+        assert sum(each() is not None for each in made) <= 2  # the tile's own, and that of what comes before all tiles
+        return enlarge(*args)
+
+    monkeypatch.setattr(module, "Memory", memory)
+    monkeypatch.setattr(vae.decoder, "enlarge", watched)
+    frames = sum(chunk.shape[2] for chunk in vae.decode_stream(torch.randn(1, 8, 3, 40, 40), tile=2 * OVERLAP))
+    assert frames == 9 and len(made) == 1 + 9  # 3 x 3 tiles

@@ -4,10 +4,12 @@ The first frame has a latent frame of its own; every further latent frame stands
 the original release's (Wan-Video/Wan2.1 wan/modules/vae.py, Wan-Video/Wan2.2 wan/modules/vae2_2.py).
 """
 
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -31,12 +33,11 @@ from dit_video.nn.tiling import windows
 
 @dataclass(frozen=True)
 class Tile:
-    """A window of the frames: rows and columns in latents, weights (h, w) in pixels, and its own memory."""
+    """A window of the frames: rows and columns in latents, and weights (h, w) in pixels."""
 
     rows: slice
     columns: slice
     weights: Tensor
-    memory: Memory
 
 
 class Encoder(nn.Module):
@@ -150,7 +151,8 @@ class WanVAE(nn.Module):
 
         A chunk is `chunk` latent frames; the first of all gives one frame, each other four. What is kept between chunks
         does not grow with the clip. Frames larger than `tile` latents on a side are decoded in overlapping windows and
-        blended (nn/tiling.py).
+        blended (nn/tiling.py), one window after the other over the whole clip, so that one of them is in memory at a
+        time; their sums are in a temporary file meanwhile.
 
         Raises:
             UsageError: a tile smaller than the overlap of windows allows.
@@ -158,14 +160,18 @@ class WanVAE(nn.Module):
         height, width = latents.shape[3:]
         _, h, w = self.config.stride
         tiles = [
-            Tile(rows, columns, (down.unsqueeze(1) * across).to(latents.device), Memory())
+            Tile(rows, columns, (down.unsqueeze(1) * across).to(latents.device))
             for rows, down in windows(height, tile or height, h)
             for columns, across in windows(width, tile or width, w)
         ]
+        past = Memory()  # of what looks back in time, but does not ask what is first
+        begun = (self.decoder.begin(self.conv2(z), past) for z in self.unwhiten(latents).split(chunk, dim=2))
+        if len(tiles) > 1:
+            yield from self._in_tiles(list(begun), tiles)
+            return
         memory = Memory()
-        for z in self.unwhiten(latents).split(chunk, dim=2):
-            features = self.decoder.begin(self.conv2(z), memory)  # looks back in time, but does not ask what is first
-            yield self._enlarge_tiles(features, tiles).clamp_(-1, 1)
+        for features in begun:
+            yield self._pixels(features, memory).clamp_(-1, 1)
 
     def whiten(self, mean: Tensor) -> Tensor:
         """(mean - latents_mean) / latents_std, per channel."""
@@ -180,20 +186,28 @@ class WanVAE(nn.Module):
     def _encode(self, video: Tensor, memory: Memory | None) -> Tensor:
         return self.conv1(self.encoder(pixel_unshuffle(video, self.config.patch), memory))
 
-    def _enlarge_tiles(self, features: Tensor, tiles: list[Tile]) -> Tensor:
-        _, h, w = self.config.stride
-        canvas: Tensor | None = None
-        for tile in tiles:
-            part = self.decoder.enlarge(features[..., tile.rows, tile.columns], tile.memory)
-            part = pixel_shuffle(part, self.config.patch).float()
-            if len(tiles) == 1:
-                return part
-            if canvas is None:
-                canvas = part.new_zeros(*part.shape[:3], features.shape[3] * h, features.shape[4] * w)
-            top, left = tile.rows.start * h, tile.columns.start * w
-            canvas[..., top : top + part.shape[3], left : left + part.shape[4]] += part * tile.weights
-        assert canvas is not None
-        return canvas
+    def _pixels(self, features: Tensor, memory: Memory) -> Tensor:
+        """Pixels (B, 3, t, H, W), float32, of features that were begun."""
+        return pixel_shuffle(self.decoder.enlarge(features, memory), self.config.patch).float()
+
+    def _in_tiles(self, begun: list[Tensor], tiles: list[Tile]) -> Iterator[Tensor]:
+        """The pixels of every chunk, blended of what the tiles are."""
+        t, h, w = self.config.stride
+        batch, _, _, rows, columns = begun[0].shape
+        counts = [each.shape[2] * t - (number == 0) * (t - 1) for number, each in enumerate(begun)]
+        shape = (sum(counts), batch, 3, rows * h, columns * w)
+        with tempfile.TemporaryFile() as file:
+            canvas = torch.from_numpy(np.memmap(file, np.float32, "w+", shape=shape))  # T B 3 H W, zeros
+            for tile in tiles:
+                memory, frame = Memory(), 0
+                top, left = tile.rows.start * h, tile.columns.start * w
+                for features, count in zip(begun, counts, strict=True):
+                    part = self._pixels(features[..., tile.rows, tile.columns], memory) * tile.weights
+                    place = canvas[frame : frame + count, ..., top : top + part.shape[3], left : left + part.shape[4]]
+                    place += part.movedim(2, 0).cpu()
+                    frame += count
+            for frames in canvas.split(counts):
+                yield frames.movedim(0, 2).to(begun[0].device).clamp(-1, 1)
 
     def _constants(self, like: Tensor) -> tuple[Tensor, Tensor]:
         pair = like.new_tensor([self.config.latents_mean, self.config.latents_std])
