@@ -5,7 +5,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,11 +112,17 @@ def report(ready: "Prepared", place: "Foreseen", heard: Heard) -> Report:
     if words := _unknown_words(ready):
         heard.warnings.append(words)
     outputs: list[Path] = []
-    for each in sampling.each:
+    there: list[Path] = []
+    for each in ready.each:
         with problems.listed():
-            outputs.append(each.output_of(ready.title, ready.frames, ready.fps))
-            each.latents_of(outputs[-1])
-    output = outputs[0] if outputs else sampling.output
+            if sampling.count > 1 and (file := each.there_already()):
+                heard.note(f"{file}: is there already, made by the same recipe")
+                there.append(file)
+                continue
+            outputs.append(each.sampling.output_of(ready.title, ready.frames, ready.fps))
+            each.sampling.latents_of(outputs[-1])
+    output, left = next(iter(outputs or there), sampling.output), sampling.count - len(there)
+    ready = replace(ready, sampling=replace(sampling, count=left))
     disk = _disk(ready, output)
     if disk["needed"] > disk["free"]:
         problems.add(f"{disk['folder']}: about {size(disk['needed'])} are needed, and {size(disk['free'])} are free.")
@@ -124,7 +130,7 @@ def report(ready: "Prepared", place: "Foreseen", heard: Heard) -> Report:
         "command": ready.command,
         "model": {"path": str(getattr(checkpoint, "path", "random weights")), "variant": _variant(ready)},
         "path": None if output is None else str(_named(sampling, output)),
-        "videos": sampling.count,
+        "videos": left,
         **_computed(ready),
         "device": str(place.device),
         "dtype": place.dtype.name,
@@ -288,7 +294,8 @@ def _tell(found: Report, as_json: bool) -> None:
     else:
         lines = [*found.lines, *(("warning", text) for text in found.warnings)]
         lines += [("problem", text) for text in found.problems]
-        lines.append(("so", "it would be refused" if refused else "it would be made"))
+        done = "it is there already" if found.facts.get("videos") == 0 else "it would be made"
+        lines.append(("so", "it would be refused" if refused else done))
         _table(lines)
     if refused:
         raise typer.Exit(1)

@@ -94,6 +94,15 @@ class Prepared:
         """The recipe as it is written, or nothing."""
         return self.recipe.text() if self.recipe else ""
 
+    @property
+    def each(self) -> "list[Prepared]":
+        """It for every video that is asked for, see `Sampling.each`."""
+        return [replace(self, sampling=each) for each in self.sampling.each]
+
+    def there_already(self) -> Path | None:
+        """Its video, where the same recipe has made it before."""
+        return self.sampling.there_already(self.title, self.frames, self.recipe)
+
     def key(self, output: Path | None) -> str:
         """What tells its latents from all others, but the seed; output: the file, if it was named."""
         from dit_video.checkpoints.files import fingerprint
@@ -340,9 +349,11 @@ def make(request: Request, prepare: Prepare, speaker: console.Speaker) -> None:
     begun = since_start()  # before what may wait for an answer
     ready = budget.settled(ready, speaker)
     sampling, unfinished = request.sampling.go_on(ready.key(request.sampling.output), speaker)
-    every = [replace(ready, sampling=each) for each in sampling.each]
+    every = replace(ready, sampling=sampling).each
     several = len(every) > 1
-    outputs = [_output(each, several, speaker) for each in every]
+    parts = [unfinished.of_part(number) for number in range(len(every))] if several else [unfinished]
+    there = [each.there_already() if several else None for each in every]
+    outputs = [file or _output(each, part) for each, part, file in zip(every, parts, there, strict=True)]
     sampling.tell_seed(speaker)
     sampling.tell_size(checkpoint, ready.plan.shape, speaker)
     stages = ready.stages(speaker, several=several)
@@ -351,30 +362,27 @@ def make(request: Request, prepare: Prepare, speaker: console.Speaker) -> None:
         stages.clock.took(stages.clock.program(), begun)
     speaker.note(what_it_takes(ready.plan, ready.settings, ready.expected(stages.clock), windows=ready.windows))
     strips: list[Strip] = []
-    for number, (each, output) in enumerate(zip(every, outputs, strict=True)):
-        if output is None:
-            continue
+    for each, part, output, old in zip(every, parts, outputs, there, strict=True):
         watching = _Watching(each, stages, speaker, output)
-        result = each.write(stages, output, unfinished.of_part(number) if several else unfinished, watching)
         strips.append(watching.strip)
+        if old:
+            speaker.note(f"{old}: is there already, made by the same recipe")
+            watching.look_at(old)
+            continue
+        result = each.write(stages, output, part, watching)
         speaker.result(json.dumps(asdict(result), default=str) if sampling.as_json else str(result.path))
         stages.count_anew()
-    if sampling.sheet and strips:
+    if sampling.sheet:
         from dit_video.video.sheet import write_sheet
 
         write_sheet(sampling.sheet, strips, overwrite=sampling.overwrite)
 
 
-def _output(ready: Prepared, several: bool, speaker: console.Speaker) -> Path | None:
-    """The file to write; None where one of several is there already, as the same recipe makes it.
-
-    Raises:
-        UsageError, MediaError: it cannot be written.
-    """
-    if several and (there := ready.sampling.there_already(ready.title, ready.frames, ready.recipe)):
-        speaker.note(f"{there}: is there already, made by the same recipe")
-        return None
-    return ready.sampling.output_of(ready.title, ready.frames, ready.fps)
+def _output(ready: Prepared, unfinished: "Unfinished") -> Path:
+    """The file to write. Raises UsageError, MediaError: it cannot be written, or its latents cannot."""
+    output = ready.sampling.output_of(ready.title, ready.frames, ready.fps)
+    ready.sampling.latents_of(output, unfinished)
+    return output
 
 
 class _Watching:
@@ -393,3 +401,11 @@ class _Watching:
             to_pixels = preview_map(lambda: stages.vae, ready.checkpoint.vae_identity, users_folder("preview"))
             warn = ready.sampling.warn(speaker)
             self.watch = Preview(file, ready.plan.shape, ready.fps, to_pixels, warn, of=output)
+
+    def look_at(self, file: Path) -> None:
+        """The sheet has frames of a video that is there already too. Raises MediaError."""
+        from dit_video.video.io import read_frames
+
+        if self.show:
+            for number, frame in enumerate(read_frames(file)):
+                self.show(number, frame)

@@ -79,6 +79,42 @@ def test_a_sheet_has_a_row_for_every_video():
     assert again.exit_code == 1 and "s.png: the file exists" in again.stderr and not Path("d.mp4").exists()
 
 
+def test_a_sheet_has_rows_of_videos_that_were_there_already():
+    assert sample("--count", "2", "--seed", "7", "-o", "a.mp4").exit_code == 0
+    result = sample("--count", "3", "--seed", "7", "-o", "a.mp4", "--sheet", "s.png")
+    assert result.exit_code == 0 and result.stdout == "a-9.mp4\n"
+    result = sample("--count", "3", "--seed", "7", "-o", "a.mp4", "--sheet", "old.png")
+    assert result.exit_code == 0 and result.stdout == ""
+    assert sample("--count", "3", "--seed", "7", "-o", "b.mp4", "--sheet", "new.png").exit_code == 0
+    one, two, new = (read_picture(Path(name)).astype(int) for name in ("s.png", "old.png", "new.png"))
+    assert one.shape == two.shape == new.shape  # frames of a file are those that were made, but for their coding
+    assert abs(one - new).mean() < abs(one - one[::-1]).mean() / 4 and abs(two - one).mean() < 20
+
+
+def test_a_dry_run_says_what_is_left_to_make():
+    line = ("--count", "3", "--seed", "7", "-o", "a.mp4")
+    fresh = json.loads(sample(*line, "--dry-run", "--json").stdout)
+    assert sample("--count", "2", *line[2:]).exit_code == 0
+    result = sample(*line, "--dry-run", "--json")
+    one = json.loads(result.stdout)
+    assert result.exit_code == 0 and one["problems"] == [] and one["path"] == "a-9.mp4"
+    assert (one["videos"], one["forwards"]) == (1, fresh["forwards"] // 3)
+    assert "a-7.mp4: is there already, made by the same recipe" in one["notes"]
+    assert sample(*line).stdout == "a-9.mp4\n"
+    result = sample(*line, "--dry-run")
+    assert result.exit_code == 0 and "a-9.mp4: is there already" in result.output
+    assert "so        it is there already" in result.output
+    refused = sample(*line, "--dry-run", "--steps", "3")
+    assert refused.exit_code == 1 and "a-7.mp4: the file exists" in refused.output
+
+
+def test_latents_that_stand_in_the_way_are_said_before_anything_is_made():
+    Path("v-2.safetensors").write_bytes(b"of somebody")
+    result = sample("--count", "2", "--seed", "1", "-o", "v.mp4", "--keep-latents")
+    assert result.exit_code == 1 and "v-2.safetensors: the file exists" in result.stderr
+    assert [path.name for path in Path().iterdir()] == ["v-2.safetensors"]
+
+
 def test_extend_has_a_sheet_too():
     assert sample("--seed", "7", "-o", "a.mp4").exit_code == 0
     line = ["extend", "a.mp4", "--random-weights", "--steps", "1", "--forward", "4", "--sheet", "s.png", "-o", "b.mp4"]
