@@ -1,9 +1,12 @@
 """Files and folders that appear under their names only when they are whole.
 
-They are written under a temporary name in the same folder, which is renamed at the end and removed if that fails.
+They are written under a temporary name in the same folder, which is renamed at the end and removed if that fails. It
+names the process, so that the files which an ended one was writing go when the next one writes in that folder.
 """
 
+import hashlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -12,7 +15,11 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
+from dit_video.processes import runs, this_process
+
+_NAME = re.compile(r"\.dvgen-([\d.]+)-([0-9a-f]{8})-[0-9a-f]{8}\.part")
 _ours: set[str] = set()  # the temporary names that this process has used
+_swept: set[Path] = set()  # the folders that it has written in
 
 
 @contextmanager
@@ -92,15 +99,31 @@ def _take(name: Path, part: Path) -> bool:
     return True
 
 
-def remove_parts(folder: Path, process: int) -> None:
-    """Removes what a process that has ended was writing in a folder; it may have had the number of this one."""
-    for part in folder.glob(f".dvgen-{process}-*.part"):
-        if part.name not in _ours:
-            with suppress(OSError):
-                part.unlink()
-
-
 def _temporary(path: Path) -> Path:
-    name = f".dvgen-{os.getpid()}-{secrets.token_hex(4)}.part"
+    identity, _, host = this_process().partition("@")
+    name = f".dvgen-{identity}-{_short(host)}-{secrets.token_hex(4)}.part"
     _ours.add(name)
+    _sweep(path.parent, host)
     return path.with_name(name)
+
+
+def _sweep(folder: Path, host: str) -> None:
+    """Removes, once, the files that ended processes of this machine were writing in a folder.
+
+    Not folders: while one takes the place of another, either is all that there is.
+    """
+    folder = folder.absolute()
+    if folder in _swept:
+        return
+    _swept.add(folder)
+    with suppress(OSError):
+        for part in folder.glob(".dvgen-*.part"):
+            match = _NAME.fullmatch(part.name)
+            if match and match[2] == _short(host) and part.name not in _ours and runs(f"{match[1]}@{host}") is False:
+                with suppress(OSError):
+                    part.unlink()
+
+
+def _short(host: str) -> str:
+    """What stands for a machine in a file's name."""
+    return hashlib.sha256(host.encode()).hexdigest()[:8]

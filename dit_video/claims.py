@@ -8,7 +8,6 @@ alone. What was claimed may be finished by the time that a claim succeeds, so lo
 
 import hashlib
 import os
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -19,31 +18,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from dit_video.processes import runs, this_process
+
 TOUCHED_EVERY = 10.0  # seconds
 ABANDONED_AFTER = 60.0  # seconds of watching a claim that nobody touches
-
-
-def this_process() -> str:
-    """The name of this process among those of all machines."""
-    return f"{os.getpid()}@{socket.gethostname()}"
-
-
-def runs(process: str) -> bool | None:
-    """Whether a process of that name runs besides this one; None where this cannot be told, as on another machine."""
-    number, _, host = process.partition("@")
-    if not number.isdecimal() or host != socket.gethostname():
-        return None
-    if int(number) == os.getpid():
-        return False  # an earlier one, which had the same number
-    if os.name != "posix":
-        return None
-    try:
-        os.kill(int(number), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's
-        return True
-    return True
 
 
 @dataclass(frozen=True)
@@ -80,23 +58,27 @@ class Claims:
         Raises:
             OSError: no file can be created beside it.
         """
-        passed = []
-        for claim in _claims_of(path):
-            try:
-                descriptor = os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-            except FileExistsError:
-                if not self._is_abandoned(claim):
-                    return False
-                passed.append(claim)
-                continue
+        while True:
+            passed = []
+            for claim in _claims_of(path):
+                try:
+                    descriptor = os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+                    break
+                except FileExistsError:
+                    if not self._is_abandoned(claim):
+                        return False
+                    passed.append(claim)
             self._held[path] = [*passed, claim]
             with os.fdopen(descriptor, "w") as file:
                 file.write(this_process())
-            return True
-        raise AssertionError("there are always more names")
+            if all(map(self._is_abandoned, passed)):
+                return True
+            # Who held this claim has just given up, and removed those that were passed: others may take them now.
+            del self._held[path]
+            claim.unlink(missing_ok=True)
 
     def release(self, path: Path) -> None:
-        """Give up a claim, if it is held."""
+        """Give up a claim, if it is held; the last of its files goes last, see `take`."""
         for claim in self._held.pop(path, []):
             with suppress(OSError):  # Windows does not remove what another process is just looking at
                 claim.unlink(missing_ok=True)

@@ -84,7 +84,8 @@ def write_decoded(
                 counted = _counted(frames, stages.progress, shape.num_frames)
                 watched = checked(counted, f"{path}: the video", stages.warn, strict=strict)
                 watched = watched if show is None else shown(watched, show)
-                written = write_video(path, watched, fps=fps, overwrite=overwrite, comment=comment)
+                # Who took the name while it was denoised is no reason to lose it.
+                written = write_video(path, watched, fps=fps, overwrite=overwrite, numbered=True, comment=comment)
             break
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or size == sizes[-1]:

@@ -3,7 +3,8 @@
 The file is there once denoising has taken some seconds, and goes when the video is there. What it belongs to is told by
 a key, a hash of all that the latents depend on but the seed, and by the seed, which are both in its name. So a command
 that draws its seed finds what an earlier one has left, and takes up its seed. Where there is no place for it beside the
-output it goes to the user's cache.
+output it goes to the user's cache. A file says which process has written it: that of one that still runs is left alone,
+and the same command, given again meanwhile, has a file of its own.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,15 +22,14 @@ from typing import TYPE_CHECKING
 import torch
 
 import dit_video
-from dit_video import atomic
 from dit_video.cache import users_folder
 from dit_video.checkpoints.files import save_tensors
 from dit_video.checkpoints.headers import read_header, read_metadata
 from dit_video.checkpoints.stored import read_tensor
-from dit_video.claims import runs, this_process
 from dit_video.errors import CheckpointError, DvgenError, UndefinedNumbers
 from dit_video.flow.solvers import State
 from dit_video.limits import kept_every
+from dit_video.processes import runs, this_process
 
 if TYPE_CHECKING:
     from dit_video.clip import Settings
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_NAME = re.compile(r"\.dvgen-([0-9a-f]{16})-(\d+)\.(\d+)\.state")
+_NAME = re.compile(r"\.dvgen-([0-9a-f]{16})-(\d+)\.(\d+)(?:\.\d+)?\.state")
 
 
 @dataclass
@@ -62,8 +62,16 @@ class Unfinished:
 
     @property
     def path(self) -> Path:
-        """The file."""
-        return self.folder / f".dvgen-{self.key}-{self.seed}.{self.part}.state"
+        """The file: that of the command, or of this process alone where another one has that."""
+        name = f".dvgen-{self.key}-{self.seed}.{self.part}"
+        usual = self.folder / f"{name}.state"
+        taken = any(_is_in_use(folder / usual.name) for folder in folders(self.folder))
+        return self.folder / f"{name}.{os.getpid()}.state" if taken else usual
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether another process, that still runs, has a state of the same command."""
+        return any(map(_is_in_use, self._files("*")))
 
     @property
     def spare(self) -> Path | None:
@@ -83,26 +91,33 @@ class Unfinished:
     def read(self, device: torch.device) -> State | None:
         """Where denoising was broken off; None where there is nothing, or nothing that can be read.
 
-        What is read is ours from now on, and what the process that has left it was just writing is removed.
+        What is read is ours from now on; that of a process that still runs is not read.
         """
-        found = [each for path in (self.path, self.spare) if path is not None and (each := _read(path, device))]
+        left = [path for path in self._files(str(self.part)) if not _is_in_use(path)]
+        found = [each for path in left if (each := _read(path, device))]
         if not found:
             return None
         state, about = max(found, key=lambda each: each[0].step)
         self._latest, self._total = state, int(about["steps"])
-        self._sweep(about)
         with suppress(CheckpointError):
             self._write(state)
         self.kept = state.step
         return state
 
     def saved(self) -> int:
-        """How many steps a file holds; 0 where there is none that can be read."""
+        """How many steps a file holds; 0 where there is none that can be read, and that no other process has."""
         found = [0]
-        for path in filter(None, (self.path, self.spare)):
-            with suppress(CheckpointError, OSError, KeyError, ValueError):
-                found.append(int(read_metadata(path)["step"]))
+        for path in self._files(str(self.part)):
+            if not _is_in_use(path):
+                with suppress(KeyError, ValueError):
+                    found.append(int(_about(path)["step"]))
         return max(found)
+
+    def _files(self, part: str) -> list[Path]:
+        """The files of a part, or of all for "*", of whatever process."""
+        name = f".dvgen-{self.key}-{self.seed}.{part}"
+        names = (f"{name}.state", f"{name}.*.state")
+        return sorted({path for folder in folders(self.folder) for each in names for path in folder.glob(each)})
 
     def step(self, state: State, total: int) -> None:
         """A step is done: its state is written if it is time, or if it is the last one.
@@ -136,16 +151,17 @@ class Unfinished:
         every = (state.x, *state.kept)  # some of which may be the same, which a file of tensors may not hold twice
         tensors = {str(number): tensor.cpu().clone() for number, tensor in enumerate(every)}
         about = {"step": str(state.step), "steps": str(self._total), "process": this_process()}
+        path, spare = self.path, self.spare
         try:
-            save_tensors(tensors, self.path, metadata=about)
-            return self.path
+            save_tensors(tensors, path, metadata=about)
+            return path
         except CheckpointError:
-            if self.spare is None:
+            if spare is None:
                 raise
             try:
-                self.spare.parent.mkdir(parents=True, exist_ok=True)
-                save_tensors(tensors, self.spare, metadata=about)
-                return self.spare
+                spare.parent.mkdir(parents=True, exist_ok=True)
+                save_tensors(tensors, spare, metadata=about)
+                return spare
             except (OSError, CheckpointError):
                 pass
             raise  # about the place beside the output, which the user knows
@@ -155,17 +171,10 @@ class Unfinished:
         return self._worth
 
     def remove(self) -> None:
-        """Removes the files of all clips of the command, and what an ended process that left them was writing."""
-        for folder in folders(self.folder):
-            for path in folder.glob(f".dvgen-{self.key}-{self.seed}.*.state"):
-                with suppress(CheckpointError, OSError, ValueError):
-                    self._sweep(read_metadata(path))
+        """Removes the files of all clips of the command, but those of another process that still runs."""
+        for path in self._files("*"):
+            if not _is_in_use(path):
                 path.unlink(missing_ok=True)
-
-    def _sweep(self, about: Mapping[str, str]) -> None:
-        """Removes what the process that a state names was writing, if that has ended."""
-        if runs(about.get("process", "")) is False:
-            atomic.remove_parts(self.folder, int(about["process"].partition("@")[0]))
 
 
 class Together:
@@ -263,13 +272,12 @@ def find(folder: Path, key: str, seed: int | None) -> Found | None:
 def _found(folder: Path, key: str) -> Iterator[tuple[float, Found]]:
     for path in (path for place in folders(folder) for path in place.glob(f".dvgen-{key}-*.state")):
         match = _NAME.fullmatch(path.name)
+        if match is None or _is_in_use(path):
+            continue
         try:
-            read_header(path)
-            about, written = read_metadata(path), path.stat().st_mtime
-            if match is None or runs(about.get("process", "")):
-                continue
+            about, written = _about(path), path.stat().st_mtime
             step, steps = int(about["step"]), int(about["steps"])
-        except (CheckpointError, OSError, KeyError, ValueError):
+        except (OSError, KeyError, ValueError):
             continue
         yield written, Found(seed=int(match[2]), part=int(match[3]), step=step, steps=steps)
 
@@ -284,6 +292,20 @@ def _read(path: Path, device: torch.device) -> tuple[State, dict[str, str]] | No
         return State(int(about["step"]), found[0], tuple(found[1:])), about
     except (CheckpointError, OSError, KeyError, ValueError):
         return None
+
+
+def _about(path: Path) -> dict[str, str]:
+    """What a state says of itself; nothing where it cannot be read."""
+    try:
+        read_header(path)
+        return read_metadata(path)
+    except (CheckpointError, OSError):
+        return {}
+
+
+def _is_in_use(path: Path) -> bool:
+    """Whether a file is the state of another process, that still runs."""
+    return runs(_about(path).get("process", "")) is True
 
 
 def _spare(folder: Path) -> Path | None:

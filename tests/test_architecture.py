@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    ("errors", "shapes", "atomic", "claims", "cache", "limits"),
+    ("errors", "shapes", "atomic", "claims", "processes", "cache", "limits"),
     ("nn", "flow", "checkpoints", "text", "video", "scenes"),
     ("models",),
     (

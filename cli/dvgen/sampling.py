@@ -265,7 +265,10 @@ class Sampling:
         if found is None:
             seed = self._seed_of_latents(key)
             ours = self if seed is None or self.fresh else replace(self, seed=seed, seed_drawn=False)
-            return ours, Unfinished(folder, key, ours.seed)
+            unfinished = Unfinished(folder, key, ours.seed)
+            if unfinished.is_in_use:
+                speaker.note("another process is making the same; this one begins anew, apart from it")
+            return ours, unfinished
         there = f"{found.step} of {found.steps} steps of the same command are there"
         if found.part:
             there = f"{there}, in window {found.part + 1}"

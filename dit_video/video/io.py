@@ -88,7 +88,13 @@ class WrittenVideo:
 
 
 def write_video(
-    path: Path | str, frames: Iterable[Any], *, fps: float, overwrite: bool = False, comment: str = ""
+    path: Path | str,
+    frames: Iterable[Any],
+    *,
+    fps: float,
+    overwrite: bool = False,
+    numbered: bool = False,
+    comment: str = "",
 ) -> WrittenVideo:
     """Writes frames as they come to `.mp4` (H.264), `.webm` (VP9), `.gif`, or `.png` for one frame.
 
@@ -97,6 +103,7 @@ def write_video(
     Args:
         path: the file; it appears only when it is complete. Without `overwrite`, a name that is taken while the frames
             come gets a number, which the note says.
+        numbered: so does one that is taken before them, which is refused otherwise.
         frames: (H, W, 3) or (T, H, W, 3) uint8 RGB arrays, or torch tensors on the CPU, all of one size.
         fps: frames per second, above 0; it need not be whole.
         comment: text that is written into the file, where players show it as its comment; see `read_comment`.
@@ -105,7 +112,7 @@ def write_video(
         UsageError, MediaError: what `check_video` refuses; MediaError also for no frames at all, or when ffmpeg fails.
     """
     path = Path(path)
-    check_video(path, 1, fps=fps, overwrite=overwrite)
+    check_video(path, 1, fps=fps, overwrite=overwrite or numbered)
     stream = _single_frames(frames)
     first = next(stream, None)
     if first is None:

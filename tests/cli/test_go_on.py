@@ -116,6 +116,36 @@ def test_fresh_begins_anew_and_other_commands_leave_it_alone():
 
 
 @pytest.mark.skipif(os.name != "posix", reason="kill -9 is a signal")
+def test_what_was_being_written_goes_where_there_is_no_state():
+    line = ("sample", "a", *LINE, "--steps", "1", "--seed", "1", "-o", "a.mp4")
+    process = start(*line, every="1000")
+    while process.poll() is None and not states():
+        time.sleep(0.001)
+    process.kill()
+    process.communicate()
+    assert [path.suffix for path in states()] == [".part"]
+    finish(*line, every="1000")
+    assert not states()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="only there can a process be asked whether it runs")
+def test_the_same_twice_at_once_is_made_twice():
+    line = ("sample", "a", *LINE, "--seed", "1", "-o", "a.mp4")
+    first = start(*line)
+    wait_for_state(first)
+    first.send_signal(signal.SIGSTOP)
+    (state,) = states()
+    before = state.read_bytes()
+    found, said = finish(*line)
+    assert found["path"] == "a.mp4" and "another process is making the same" in said and "are there" not in said
+    assert states() == [state] and state.read_bytes() == before
+    first.send_signal(signal.SIGCONT)
+    out, said = first.communicate(timeout=300)
+    assert first.returncode == 0 and json.loads(out)["path"] == "a-2.mp4" and "another file took this name" in said
+    assert np.array_equal(frames("a.mp4"), frames("a-2.mp4")) and not states()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kill -9 is a signal")
 def test_windows_that_are_done_are_not_denoised_again():
     from dit_video.video.io import write_video
 
@@ -130,7 +160,7 @@ def test_windows_that_are_done_are_not_denoised_again():
     found, said = finish("extend", "clip.mp4", "x", *line, "-o", "b.mp4")
     assert "in window 2" in said and found["forwards"] < whole["forwards"]
     assert np.array_equal(frames("b.mp4"), frames("whole.mp4"))
-    assert not [path for path in states() if path.suffix == ".state"]
+    assert not states()
 
 
 def test_a_person_is_asked(monkeypatch: pytest.MonkeyPatch):

@@ -149,7 +149,7 @@ def test_an_encoder_that_is_ended_while_it_writes(suffix: str):
 
     def end() -> None:
         while not ended:
-            for part in Path().glob(f".dvgen-{os.getpid()}-*.part"):
+            for part in Path().glob(f".dvgen-{os.getpid()}*.part"):
                 found = subprocess.run(["pgrep", "-f", part.name], capture_output=True, text=True).stdout.split()
                 if found:
                     os.kill(int(found[0]), signal.SIGKILL)

@@ -1,6 +1,9 @@
 """Files and folders are the old ones or the whole new ones, whatever goes wrong in between."""
 
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,3 +70,35 @@ def test_the_old_folder_comes_back_when_the_new_one_cannot_take_its_place(tmp_pa
         (part / "weights").write_text("new")
     assert (folder / "weights").read_text() == "old" and os.listdir(tmp_path) == ["model"]
     assert calls[1] == folder  # the new one was on its way
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from dit_video import atomic
+
+with atomic.replacing(Path(sys.argv[1])) as part, atomic.replacing_folder(Path(sys.argv[2])) as folder:
+    part.touch()
+    print(part.name, folder.name, flush=True)
+    input() if sys.argv[3] == "runs" else os._exit(1)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="only there can a process be asked whether it runs")
+def test_what_ended_processes_were_writing_goes_with_the_next_file(tmp_path: Path):
+    def begin(name: str, how: str) -> "subprocess.Popen[str]":
+        line = [sys.executable, "-c", KILLED, str(tmp_path / name), str(tmp_path / "model"), how]
+        return subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    with begin("a", "ends") as ended, begin("b", "runs") as running:
+        assert ended.stdout is not None and running.stdout is not None
+        (half, folder), (other, _) = ended.stdout.readline().split(), running.stdout.readline().split()
+        ended.wait()
+        elsewhere = re.sub(r"-[0-9a-f]{8}-", "-00000000-", half)
+        (tmp_path / elsewhere).touch()
+        with atomic.replacing(tmp_path / "ours") as ours:
+            ours.touch()
+        found = os.listdir(tmp_path)
+        assert half not in found, "its process has ended"
+        assert {other, elsewhere, folder} <= set(found), "of one that runs, of another machine, and a folder"
+        running.communicate("\\n")

@@ -45,12 +45,12 @@ sys.platform = "win32"
 for name in modules:
     import_module(name)
 
-from dit_video import claims
+from dit_video import processes
 from dit_video.checkpoints import stream
 assert stream._room(2 ** 20).numel() == 2 ** 20
 os.name, kill = "nt", os.kill
 del os.kill
-assert claims.runs(claims.this_process().replace(str(os.getpid()), str(os.getppid()))) is None
+assert processes.runs(processes.this_process().replace(str(os.getpid()), str(os.getppid()))) is None
 os.name = "posix"  # what pathlib makes its paths by
 from dvgen.main import run
 run()

@@ -11,15 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dit_video import atomic
 from dit_video.checkpoints.files import load_tensors
 from dit_video.checkpoints.headers import read_metadata
-from dit_video.claims import this_process
 from dit_video.clip import Clip, Settings
 from dit_video.denoise import sample_latents
 from dit_video.flow.solvers import SOLVERS, State
 from dit_video.models import open_checkpoint
 from dit_video.models.wan.random import RandomCheckpoint
+from dit_video.processes import this_process
 from dit_video.shapes import VideoShape
 from dit_video.stages import Stages
 from dit_video.unfinished import Together, Unfinished, find, key_of
@@ -93,9 +92,9 @@ def test_a_damaged_state_is_as_good_as_none(tmp_path: Path):
 
 
 def state(folder: Path, key: str, seed: int, part: int = 0, **about: str) -> Path:
-    keep = Unfinished(folder, key, seed, part=part)
-    save_file({"0": torch.zeros(2)}, keep.path, {"step": "2", "steps": "9", "process": "1@elsewhere"} | about)
-    return keep.path
+    path = Unfinished(folder, key, seed, part=part).path
+    save_file({"0": torch.zeros(2)}, path, {"step": "2", "steps": "9", "process": "1@elsewhere"} | about)
+    return path
 
 
 def test_what_earlier_commands_left(tmp_path: Path):
@@ -122,6 +121,12 @@ def test_what_still_runs_is_left_alone(tmp_path: Path):
         assert find(tmp_path, key, None) is None
         running.communicate(b"\n")
     assert find(tmp_path, key, None) is not None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="where the system tells when a process began")
+def test_a_number_that_was_given_again_hides_no_state(tmp_path: Path):
+    state(tmp_path, "0" * 16, 5, process=f"{os.getppid()}.1@{socket.gethostname()}")
+    assert find(tmp_path, "0" * 16, None) is not None
 
 
 @pytest.mark.usefixtures("at_once")
@@ -172,26 +177,32 @@ def test_a_place_that_is_free_again_is_used_again(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.usefixtures("at_once")
-@pytest.mark.skipif(os.name != "posix", reason="only there can a process be asked whether it runs")
-def test_what_the_ended_process_was_writing_goes_when_its_state_is_taken_up(tmp_path: Path):
-    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
-        pass
+def test_what_is_taken_up_is_ours(tmp_path: Path):
     with pytest.raises(Stop):
         sample(Settings(steps=4), Unfinished(tmp_path, "k", 3), stop_after=2)
     keep = Unfinished(tmp_path, "k", 3)
     tensors, about = load_tensors(keep.path)
-    save_file(tensors, keep.path, about | {"process": f"{ended.pid}@{socket.gethostname()}"})
-    half, other = tmp_path / f".dvgen-{ended.pid}-0123.part", tmp_path / f".dvgen-{ended.pid}1-0123.part"
-    half.touch()
-    other.touch()
-    with atomic.replacing(tmp_path / "ours") as ours:
-        ours.touch()
-        assert keep.read(CPU) is not None and not half.exists() and other.exists()
-        tensors, about = load_tensors(keep.path)
-        half = tmp_path / f".dvgen-{os.getpid()}-0123.part"  # of an earlier process with our number, as in a container
-        half.touch()
-        assert keep.read(CPU) is not None and not half.exists() and ours.exists()
-    assert read_metadata(keep.path)["process"] == this_process(), "it is ours now"
+    save_file(tensors, keep.path, about | {"process": "1@elsewhere"})
+    assert keep.read(CPU) is not None and read_metadata(keep.path)["process"] == this_process()
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.skipif(os.name != "posix", reason="only there can a process be asked whether it runs")
+def test_beside_one_that_runs_the_same_has_a_state_of_its_own(tmp_path: Path):
+    key, settings = "0" * 16, Settings(steps=4)
+    theirs = state(tmp_path, key, 3, process=f"{os.getppid()}@{socket.gethostname()}")
+    before = theirs.read_bytes()
+    keep = Unfinished(tmp_path, key, 3)
+    assert keep.is_in_use and keep.saved() == 0 and not Unfinished(tmp_path, key, 4).is_in_use
+    with pytest.raises(Stop):
+        sample(settings, keep, stop_after=3)
+    assert keep.saved() == 2 and theirs.read_bytes() == before
+    found = find(tmp_path, key, None)
+    assert found is not None and (found.seed, found.part, found.step) == (3, 0, 2), "its own can be taken up"
+    latents, steps = sample(settings, Unfinished(tmp_path, key, 3))
+    assert steps == [2, 3, 4] and torch.equal(latents, sample(settings)[0])
+    keep.remove()
+    assert list(tmp_path.iterdir()) == [theirs]
 
 
 def test_the_key_is_another_for_whatever_changes_the_latents(tmp_path: Path):
