@@ -1,5 +1,6 @@
 """Files of latents: there before decoding begins, so that the video can be made of them again, later or elsewhere."""
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,9 +21,10 @@ def save_latents_of(latents: "Tensor", file: Path, shape: VideoShape, *, fps: fl
     Raises:
         CheckpointError: the file cannot be written.
     """
+    latents = latents.cpu().contiguous()
     size = {"width": shape.width, "height": shape.height, "frames": shape.num_frames, "fps": repr(float(fps))}
-    metadata = {**about, **{key: str(value) for key, value in size.items()}}
-    save_tensors({"latents": latents.cpu().contiguous()}, file, metadata=metadata)
+    metadata = {**about, **{key: str(value) for key, value in size.items()}, "sha256": _hash(latents)}
+    save_tensors({"latents": latents}, file, metadata=metadata)
 
 
 def made_by(file: Path) -> tuple[str, int] | None:
@@ -36,12 +38,22 @@ def made_by(file: Path) -> tuple[str, int] | None:
 
 
 def is_of(file: Path, unfinished: "Unfinished | None", seed: int) -> bool:
-    """Whether a file holds the latents that a command makes with a seed, bit for bit."""
+    """Whether a file says that it holds the latents that a command makes with a seed, bit for bit."""
     return unfinished is not None and made_by(file) == (unfinished.key, seed)
 
 
 def read_latents(file: Path) -> "Tensor":
-    """The latents (C, T, H, W) of a file, on the CPU. Raises CheckpointError."""
+    """The latents (C, T, H, W) of a file, on the CPU. Raises CheckpointError, also where they are not as written."""
     from dit_video.checkpoints.stored import read_tensor
 
-    return read_tensor(read_header(file)["latents"])
+    latents = read_tensor(read_header(file)["latents"])
+    if read_metadata(file).get("sha256") not in (None, _hash(latents)):
+        raise CheckpointError(f"{file}: is damaged: its latents are not those that were written.")
+    return latents
+
+
+def _hash(latents: "Tensor") -> str:
+    """Of their bytes; latents: contiguous, on the CPU."""
+    import torch
+
+    return hashlib.sha256(latents.view(torch.uint8).numpy().data).hexdigest()

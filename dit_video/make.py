@@ -12,6 +12,7 @@ from torch import Tensor
 from dit_video.clip import Clip, Settings, prompts_of
 from dit_video.decode import write_decoded
 from dit_video.denoise import OnDenoised, sample_latents
+from dit_video.errors import CheckpointError
 from dit_video.groups import check_beside, encoded_frames
 from dit_video.known import Known, encode_beside, encode_frames, encode_known
 from dit_video.latents import is_of, read_latents, save_latents_of
@@ -60,6 +61,7 @@ def make_clip(
     seen: Mapping[int, np.ndarray] | None = None,
     start: np.ndarray | None = None,
     overwrite: bool = False,
+    fresh: bool = False,
     save_latents: Path | None = None,
     model: str = "",
     tile: int | None = None,
@@ -74,6 +76,7 @@ def make_clip(
     Args:
         given, seen: frames that are given, see `encode_given`.
         start: frames (T, H, W, 3) uint8 of the clip's shape, to begin with at the level of `Settings.strength`.
+        fresh: latents that the same command has left without their video are not taken up.
         model: what the latents say of the model that made them.
         tile: see `decode_frames`.
         unfinished: see `sample_latents`; gone when the file is there.
@@ -85,10 +88,11 @@ def make_clip(
             be written.
     """
     with explained_memory(clip.shape):
-        if save_latents and is_of(save_latents, unfinished, clip.seed) and not path.exists():
-            stages.note(f"{save_latents}: the latents of the same command are there, and only their video is made")
-            latents = read_latents(save_latents).to(stages.device)
-        else:
+        latents = None
+        if save_latents and not fresh and not path.exists() and is_of(save_latents, unfinished, clip.seed):
+            latents = _taken_up(stages, save_latents)
+        are_kept = latents is not None
+        if latents is None:
             clip = with_frames(stages, clip, given, seen, start)
             latents = sample_latents(stages, [clip], settings, unfinished=unfinished, watch=watch)[0]
     return write_clip(
@@ -100,6 +104,7 @@ def make_clip(
         fps=fps,
         overwrite=overwrite,
         save_latents=save_latents,
+        are_kept=are_kept,
         model=model,
         tile=tile,
         unfinished=unfinished,
@@ -107,6 +112,17 @@ def make_clip(
         comment=comment,
         show=show,
     )
+
+
+def _taken_up(stages: Stages, file: Path) -> Tensor | None:
+    """The latents that the same command has left in a file; None where they are damaged."""
+    try:
+        latents = read_latents(file).to(stages.device)
+    except CheckpointError as error:
+        stages.warn(f"{error} They are made anew.")
+        return None
+    stages.note(f"{file}: the latents of the same command are there, and only their video is made")
+    return latents
 
 
 def write_clip(
@@ -119,6 +135,7 @@ def write_clip(
     fps: float,
     overwrite: bool = False,
     save_latents: Path | None = None,
+    are_kept: bool = False,
     model: str = "",
     tile: int | None = None,
     unfinished: Unfinished | None = None,
@@ -126,10 +143,16 @@ def write_clip(
     comment: str = "",
     show: Callable[[int, np.ndarray], None] | None = None,
 ) -> Result:
-    """The second half of `make_clip`: the file of a clip whose latents (C, T, H, W) are there. Raises DvgenError."""
+    """The second half of `make_clip`: the file of a clip whose latents (C, T, H, W) are there.
+
+    are_kept: the file of latents holds them already.
+
+    Raises:
+        DvgenError: see `make_clip`.
+    """
     with explained_memory(clip.shape):
         with keeping(unfinished, stages.warn):
-            if save_latents and not is_of(save_latents, unfinished, clip.seed):
+            if save_latents and not are_kept:
                 about = {"prompt": clip.prompt, "negative": clip.negative, "seed": str(clip.seed), "model": model}
                 about |= {"key": unfinished.key} if unfinished else {}
                 save_latents_of(latents, save_latents, clip.shape, fps=fps, about=about)

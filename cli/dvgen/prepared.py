@@ -227,7 +227,8 @@ class OneClip(Prepared):
         with explained_memory(self.plan.shape):
             clip = self.encoded(stages)
         watch, show = (watching.watch, watching.show) if watching else (None, None)
-        return make_clip(stages, clip, self.settings, output, watch=watch, show=show, **self._how(output, unfinished))
+        shown: dict[str, Any] = {"watch": watch, "show": show, "fresh": self.sampling.fresh}
+        return make_clip(stages, clip, self.settings, output, **shown, **self._how(output, unfinished))
 
     def write_latents(
         self, stages: "Stages", clip: "Clip", latents: "Tensor", output: Path, unfinished: "Unfinished | None"

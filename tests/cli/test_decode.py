@@ -47,6 +47,30 @@ def test_the_video_of_kept_latents_is_the_one_that_was_made():
     assert (about["path"], about["width"], about["height"], about["frames"]) == ("a.mp4", 48, 40, 6)
 
 
+def test_latents_without_their_video_are_taken_up_unless_all_is_to_begin_anew():
+    line = (*LINE, "-o", "a.mp4", "--keep-latents")
+    run(*line)
+    for more, taken in (((), True), (("--fresh",), False)):
+        Path("a.mp4").unlink()
+        said = run(*line, *more).stderr
+        assert ("only their video is made" in said) is taken and ("load transformer" in said) is not taken
+
+
+def test_latents_are_not_trusted_by_what_their_file_says():
+    line, file = (*LINE, "-o", "a.mp4", "--keep-latents"), Path("a.safetensors")
+    run(*line)
+    whole, video = file.read_bytes(), frames("a.mp4")
+    damaged = whole[:-64] + bytes(64)
+    file.write_bytes(damaged)
+    assert "a.safetensors: is damaged" in run("decode", file, "-o", "b.mp4", code=1).stderr
+    run(*line, "--overwrite")
+    assert file.read_bytes()[-1000:] == whole[-1000:], "what was made anew is written"
+    file.write_bytes(damaged)
+    Path("a.mp4").unlink()
+    assert "a.safetensors: is damaged" in run(*line).stderr
+    assert file.read_bytes()[-1000:] == whole[-1000:] and np.array_equal(frames("a.mp4"), video)
+
+
 def test_the_model_is_found_from_any_folder(here: Path, monkeypatch: pytest.MonkeyPatch):
     from tests.tiny import tiny_wan21_folder
 
