@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 from dit_video import decode, denoise, stages
+from dit_video.limits import SECONDS
 from dit_video.models.wan.vae import WanVAE
 from dit_video.shapes import MIN_TILE
-from dit_video.unfinished import SECONDS
 from dit_video.video.io import probe, read_frames, write_video
 
 LINE = ("sample", "a cat", "--random-weights", "--size", "48x40", "--frames", "6", "--steps", "2", "--seed", "1")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from dit_video.unfinished import SECONDS
+from dit_video.limits import SECONDS
 from dit_video.video.io import write_video
 from tests.program import NOBODY, Disk, frames, left, mounted, run, run_here
 
