@@ -155,6 +155,7 @@ def write_clip(
             if save_latents and not are_kept:
                 about = {"prompt": clip.prompt, "negative": clip.negative, "seed": str(clip.seed), "model": model}
                 about |= {"key": unfinished.key} if unfinished else {}
+                about |= {"comment": comment} if comment else {}
                 save_latents_of(latents, save_latents, clip.shape, fps=fps, about=about)
         with keeping(unfinished, stages.warn, latents=save_latents):
             written = write_decoded(

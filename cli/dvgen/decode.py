@@ -15,6 +15,7 @@ from dit_video.shapes import VideoShape
 from dit_video.video.output import check_video
 from dvgen import chosen, console, options
 from dvgen.logs import with_logging
+from dvgen.recipe import Recipe, parse
 
 if TYPE_CHECKING:
     from dit_video.models.wan.pipeline import WanCheckpoint
@@ -24,12 +25,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """A file of latents: (channels, frames, height, width) of them, and the video that they stand for."""
+    """A file of latents: (channels, frames, height, width) of them, and the video that they stand for.
+
+    recipe: of that video, which is written into it.
+    """
 
     latents: tuple[int, ...]
     shape: VideoShape
     fps: float
     model: str
+    recipe: Recipe | None
 
 
 @with_logging
@@ -92,7 +97,7 @@ def _read(file: Path, model: str | None) -> Kept:
     model = model or about.get("model")
     if model is None:
         raise UsageError(f"{file}: does not say which model made it; name it with --model.")
-    return Kept(latents=found, shape=shape, fps=fps, model=model)
+    return Kept(latents=found, shape=shape, fps=fps, model=model, recipe=parse(about.get("comment")))
 
 
 def _decode(
@@ -107,7 +112,7 @@ def _decode(
     speaker.progress("load program", 0, 1)
     from dit_video.decode import write_decoded
     from dit_video.latents import read_latents
-    from dit_video.machine import memory_for, pick_device, pick_dtype
+    from dit_video.machine import dtype_name, memory_for, pick_device, pick_dtype
     from dit_video.plan import decoding_tile
     from dit_video.stages import Stages, explained_memory
 
@@ -119,16 +124,33 @@ def _decode(
     if kept.latents != wanted:
         rule = f"{kept.shape} has latents {list(wanted)} in the model {kept.model}"
         raise CheckpointError(f"{file}: holds latents {list(kept.latents)}; {rule}; name the one that made them.")
-    device = pick_device(place[0])
-    dtype = pick_dtype(place[1], device)
+    device, recipe = pick_device(place[0]), kept.recipe
+    as_it_was = recipe is not None and place[1] == "auto" and recipe.option("device") == device.type
+    dtype = pick_dtype((recipe.option("dtype") if recipe and as_it_was else None) or place[1], device)
     tile = decoding_tile(checkpoint, kept.shape, itemsize=dtype.itemsize, available=memory_for(device, place[2]))
     stages = Stages(
         checkpoint, dtype=dtype, device=device, progress=speaker.progress, note=speaker.note, warn=speaker.warn
     )
+    if recipe:
+        its_tile = recipe.option("tile") or ""
+        tile = tile or (int(its_tile) if its_tile.isdecimal() else None)
+        recipe = recipe.with_tile(tile)
+        if (recipe.option("device"), recipe.option("dtype")) != (device.type, dtype_name(dtype)):
+            speaker.note("the recipe is not written into the video, as it names another device or dtype")
+            recipe = None
+    comment = recipe.text() if recipe else ""
     latents = read_latents(file).to(device)
     with explained_memory(kept.shape):
         return write_decoded(
-            stages, latents, kept.shape, output, fps=kept.fps, overwrite=overwrite, tile=tile, strict=strict
+            stages,
+            latents,
+            kept.shape,
+            output,
+            fps=kept.fps,
+            overwrite=overwrite,
+            tile=tile,
+            strict=strict,
+            comment=comment,
         )
 
 

@@ -42,6 +42,12 @@ class Recipe:
         ours, theirs = self.with_tile(None), other.with_tile(None)
         return (ours.line, ours.model, ours.files) == (theirs.line, theirs.model, theirs.files)
 
+    def option(self, name: str) -> str | None:
+        """The value of an option; None where it has none."""
+        end = self.line.index("--") if "--" in self.line else len(self.line)
+        values = [word.partition("=")[2] for word in self.line[:end] if word.startswith(f"--{name}=")]
+        return values[-1] if values else None
+
     def with_tile(self, tile: int | None) -> "Recipe":
         """It for frames that are decoded in tiles of so many latents on a side, or whole."""
         end = self.line.index("--") if "--" in self.line else len(self.line)
@@ -112,7 +118,11 @@ def read_recipe(path: Path) -> Recipe | None:
     """
     from dit_video.video.io import read_comment
 
-    text = read_comment(path)
+    return parse(read_comment(path))
+
+
+def parse(text: str | None) -> Recipe | None:
+    """The recipe in a comment; None where there is none."""
     try:
         found = json.loads(text or "")[KIND]
         line, files, versions = found["line"], found["files"], found["versions"]

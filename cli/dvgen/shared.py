@@ -82,7 +82,12 @@ def _options(
         bool, _files("--strict", None, "A video that is black, or in which nothing moves, is an error.")
     ] = False,
     no_recipe: Annotated[
-        bool, _files("--no-recipe", None, "Do not write into the file how it was made, for `dvgen again`.")
+        bool,
+        _files(
+            "--no-recipe",
+            None,
+            "Do not write into the file how it was made; then nothing tells that it is done.",
+        ),
     ] = False,
     expected_model: Annotated[Text, options.option("--expected-model", "ID", "Of `dvgen again`.", hidden=True)] = None,
     tile: Annotated[Text, options.option("--tile", "N", "Latents on a side, of recipes.", hidden=True)] = None,

@@ -16,7 +16,7 @@ import pytest
 import torch
 from dvgen import jobs, tasks
 from dvgen.main import app
-from dvgen.recipe import recipe_in
+from dvgen.recipe import read_recipe, recipe_in
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
@@ -434,6 +434,18 @@ def test_latents_without_their_video_are_decoded(monkeypatch: pytest.MonkeyPatch
     Path(first[0]["path"]).unlink()
     kept = made(*line, "--shift", "2", "--keep-going", code=3)
     assert "1-a-1.safetensors: the file exists" in kept[0]["error"], "those of another recipe"
+
+
+def test_a_video_that_decode_made_of_kept_latents_is_done():
+    line = (write("jobs.txt", "a cat"), *TINY, "--dtype", "float32", "--keep-latents")
+    path = Path(made(*line)[0]["path"])
+    was, shown = recipe_in(path), frames(str(path))
+    path.unlink()
+    run("decode", str(path.with_suffix(".safetensors")))
+    assert recipe_in(path) == was and np.array_equal(frames(str(path)), shown)
+    assert [each["status"] for each in made(*line)] == ["skipped"]
+    said = run("decode", str(path.with_suffix(".safetensors")), "--dtype", "bfloat16", "-o", "b.mp4").stderr
+    assert "the recipe is not written into the video" in said and read_recipe(Path("b.mp4")) is None
 
 
 def test_two_batches_in_one_folder_make_each_job_once():
