@@ -369,6 +369,8 @@ def make(request: Request, prepare: Prepare, speaker: console.Speaker) -> None:
         if old:
             speaker.note(f"{old}: is there already, made by the same recipe")
             watching.look_at(old)
+            about = {"path": str(old), "seed": each.sampling.seed, "skipped": True}
+            speaker.result(json.dumps(about) if sampling.as_json else str(old))
             continue
         result = each.write(stages, output, part, watching)
         speaker.result(json.dumps(asdict(result), default=str) if sampling.as_json else str(result.path))

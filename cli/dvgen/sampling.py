@@ -271,7 +271,7 @@ class Sampling:
             return ours, unfinished
         there = f"{found.step} of {found.steps} steps of the same command are there"
         if found.part:
-            there = f"{there}, in window {found.part + 1}"
+            there = f"{there}, in {'window' if self.count == 1 else 'video'} {found.part + 1}"
         if self.fresh or not speaker.ask(f"{there}. Go on from them?", otherwise=True):
             if not self.seed_drawn:
                 Unfinished(folder, key, self.seed).remove()

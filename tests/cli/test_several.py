@@ -60,8 +60,10 @@ def test_what_the_same_recipe_made_before_is_left_as_it_is(monkeypatch: pytest.M
     assert sorted(path.name for path in Path().glob("*.mp4")) == ["a-red-ball-7.mp4"]
     result = sample("--count", "3", "--seed", "7")
     assert result.exit_code == 0 and calls == [7, 8, 8, 9]
-    assert result.stdout.splitlines() == ["a-red-ball-8.mp4", "a-red-ball-9.mp4"]
+    assert result.stdout.splitlines() == ["a-red-ball-7.mp4", "a-red-ball-8.mp4", "a-red-ball-9.mp4"]
     assert "a-red-ball-7.mp4: is there already, made by the same recipe" in result.stderr
+    told = [json.loads(line) for line in sample("--count", "3", "--seed", "7", "--json").stdout.splitlines()]
+    assert [(each["seed"], each["skipped"]) for each in told] == [(7, True), (8, True), (9, True)]
     # Another recipe under the same name is not taken for it, and is not replaced.
     other = sample("--count", "2", "--seed", "8", "--steps", "3")
     assert other.stdout.splitlines() == ["a-red-ball-8-2.mp4", "a-red-ball-9-2.mp4"]
@@ -82,9 +84,9 @@ def test_a_sheet_has_a_row_for_every_video():
 def test_a_sheet_has_rows_of_videos_that_were_there_already():
     assert sample("--count", "2", "--seed", "7", "-o", "a.mp4").exit_code == 0
     result = sample("--count", "3", "--seed", "7", "-o", "a.mp4", "--sheet", "s.png")
-    assert result.exit_code == 0 and result.stdout == "a-9.mp4\n"
+    assert result.exit_code == 0 and result.stdout == "a-7.mp4\na-8.mp4\na-9.mp4\n"
     result = sample("--count", "3", "--seed", "7", "-o", "a.mp4", "--sheet", "old.png")
-    assert result.exit_code == 0 and result.stdout == ""
+    assert result.exit_code == 0 and result.stdout == "a-7.mp4\na-8.mp4\na-9.mp4\n"
     assert sample("--count", "3", "--seed", "7", "-o", "b.mp4", "--sheet", "new.png").exit_code == 0
     one, two, new = (read_picture(Path(name)).astype(int) for name in ("s.png", "old.png", "new.png"))
     assert one.shape == two.shape == new.shape  # frames of a file are those that were made, but for their coding
@@ -100,7 +102,7 @@ def test_a_dry_run_says_what_is_left_to_make():
     assert result.exit_code == 0 and one["problems"] == [] and one["path"] == "a-9.mp4"
     assert (one["videos"], one["forwards"]) == (1, fresh["forwards"] // 3)
     assert "a-7.mp4: is there already, made by the same recipe" in one["notes"]
-    assert sample(*line).stdout == "a-9.mp4\n"
+    assert sample(*line).stdout == "a-7.mp4\na-8.mp4\na-9.mp4\n"
     result = sample(*line, "--dry-run")
     assert result.exit_code == 0 and "a-9.mp4: is there already" in result.output
     assert "so        it is there already" in result.output
