@@ -3,19 +3,18 @@
 import string
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dit_video import limits
-from dit_video.claims import Claims
 from dit_video.errors import UsageError
 from dit_video.video.output import SUFFIXES
-from dvgen import console, dry_batch, jobs, options
-from dvgen.board import Board
+from dvgen import console, jobs, options
 from dvgen.logs import with_logging
-from dvgen.run import SOME_FAILED, Rules, Run
-from dvgen.tasks import Task, checked
+
+if TYPE_CHECKING:
+    from dvgen.tasks import Task
 
 NAME = "{index}-{slug}-{seed}"
 
@@ -61,6 +60,13 @@ def batch(
     Several can work in one folder at a time, and none makes what another does. Standard output gets a line of JSON for
     each job as it ends. Exit codes: 0 all done, 3 some failed, 130 Ctrl-C.
     """
+    # Here, because other commands' help should not wait for it.
+    from dit_video.claims import Claims
+    from dvgen import dry_batch
+    from dvgen.board import Board
+    from dvgen.run import SOME_FAILED, Rules, Run
+    from dvgen.tasks import Task, checked
+
     limits.kept_every()
     every = jobs.read_jobs(source)
     if part is not None:
@@ -109,7 +115,7 @@ def _check_name(template: str) -> None:
         raise UsageError(f"--name {template}: cannot be filled in ({error}); such as {NAME}.") from None
 
 
-def _groups(tasks: Sequence[Task]) -> list[list[Task]]:
+def _groups(tasks: "Sequence[Task]") -> "list[list[Task]]":
     """Tasks of one model on one device, in the order in which the first of each comes."""
     groups: dict[Any, list[Task]] = {}
     for task in tasks:

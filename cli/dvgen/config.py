@@ -147,4 +147,4 @@ def _example(param: Any) -> str:
     name, takes = settings.name_of(param), param.metavar or ""
     if param.is_flag:
         return f"{name} = true  # {param.help}"
-    return f"{name} = {'[]' if param.multiple else ''}  # {takes}: {param.help}"
+    return f"{name} = {'[]' if param.multiple else json.dumps('')}  # {takes}: {param.help}"
