@@ -278,6 +278,28 @@ class DiTArch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistilConfig:
+    """How a transformer learns from `init_from` to take few steps without guidance, see `train.distil`."""
+
+    steps: int = 4
+    """That the distilled model takes, one for each window of noise levels."""
+    shift: float = 3.0
+    """Of the levels between them."""
+    guidance: float = 4.0
+    """That is learnt."""
+    substeps: int = 5
+    """That the model which is learnt from takes in a window."""
+    begin_share: float = 0.75
+    """Share of the clips at their window's first level, where sampling steps from; the others are anywhere in it."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "substeps", "guidance"):
+            _at_least(name, getattr(self, name), 1)
+        _at_least("shift", self.shift, 0.01)
+        _within("begin_share", self.begin_share, 0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DiTTrainConfig:
     """Everything `dvgen train dit` reads."""
 
@@ -319,11 +341,17 @@ class DiTTrainConfig:
     """Train low-rank changes of this rank to the transformer of `init_from`, and nothing else; 0 trains all."""
     lora_alpha: float | None = None
     """The changes are scaled by lora_alpha / lora; without it by 1."""
+    distil: DistilConfig | None = None
+    """Teach the transformer of `init_from` to take few steps without guidance; its text encoder stays as it is."""
 
     def __post_init__(self) -> None:
         for name in ("shard_clips", "window", "pack_tokens"):
             _at_least(name, getattr(self, name), 1)
         self._check_lora()
+        if self.distil and (not self.init_from or self.lora):
+            other = "lora" if self.lora else "init_from"
+            rule = "only one of the two can be given" if self.lora else "is empty: name the model to learn from"
+            raise UsageError(f"[distil] and {other}: {rule}.")
         _at_least("shift", self.shift, 0.01)
         _at_least("level_std", self.level_std, 0)
         _at_least("object_weight", self.object_weight, 0)

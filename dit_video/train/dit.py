@@ -1,5 +1,6 @@
 """Training of the diffusion transformer and its text encoder: flow matching on packed clips of native shapes."""
 
+import copy
 import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,7 @@ from dit_video.train import distributed
 from dit_video.train.autoencoder import load_autoencoder
 from dit_video.train.config import DiTArch, DiTTrainConfig
 from dit_video.train.data import Example, PackStream, SceneShards, Shards
+from dit_video.train.distil import Teacher, distil_loss
 from dit_video.train.export import DEFAULTS, export
 from dit_video.train.files import INDEX, FileShards, Found, Note, scan
 from dit_video.train.grow import deepened
@@ -73,11 +75,15 @@ class Models:
     """Of the sample sheets."""
     lora: Lora | None = None
     """Where low-rank changes are trained instead of the models; `text` and `tokenizer` are None then."""
+    teacher: Teacher | None = None
+    """Where the transformer learns to take few steps; the text encoder stays as it is then."""
 
     @property
     def trained(self) -> dict[str, nn.Module]:
         """What is trained."""
-        return {"dit": self.dit, "text": self.text} if self.lora is None else {"lora": self.lora.adapters}
+        if self.lora is not None:
+            return {"lora": self.lora.adapters}
+        return {"dit": self.dit} if self.teacher else {"dit": self.dit, "text": self.text}
 
     def embed(self, captions: Sequence[str]) -> list[Tensor]:
         """The embeddings (L_i, text_dim) of captions; differentiable where the text encoder is trained."""
@@ -144,6 +150,11 @@ def build(config: DiTTrainConfig, found: Found | None = None, note: Note = lambd
     dit.hold_padding_out()
     grid = Grid(stride=vae.config.stride, patch=dit.config.patch)
     models = Models(dit, text, tokenizer, vae, grid, load_linear_code(Path(config.autoencoder)))
+    if config.distil:
+        models.teacher = Teacher(copy.deepcopy(dit).requires_grad_(False), config.distil)
+        text.requires_grad_(False)
+        how = {"steps": config.distil.steps, "guidance": [1.0], "solver": "euler"}
+        models.defaults = {**models.defaults, **how}
     if found is not None:
         models.defaults, models.prompts = defaults_of_files(found), found.captions[: len(SHEET_PROMPTS)]
     return models
@@ -286,6 +297,9 @@ def make_run(
 ) -> tuple[Run, PackStream]:
     """The state of a run on `shards`, and its stream of packs; the models go to the device."""
     models.dit.to(config.loop.device)
+    if models.teacher:
+        models.teacher.dit.to(config.loop.device)
+        models.text.to(config.loop.device)
     trained = {name: module.to(config.loop.device) for name, module in models.trained.items()}
     stream = PackStream(shards, window=config.window, pack_tokens=config.pack_tokens, seed=(config.loop.seed, rank, 7))
     optim = config.optim
@@ -298,7 +312,9 @@ def make_run(
             muon_lr=optim.muon_lr,
             adam_lr=optim.adam_lr,
             weight_decay=optim.weight_decay,
-            text=[] if models.lora else [*models.text.parameters(), *models.dit.text_embedding.parameters()],
+            text=[]
+            if models.lora or models.teacher
+            else [*models.text.parameters(), *models.dit.text_embedding.parameters()],
             text_lr=optim.text_lr,
         ),
         ema=EMA([*trained.values()], decay=config.loop.ema),
@@ -329,6 +345,8 @@ def pack_loss(
     """The flow-matching loss of one pack: a wording, a noise level and, for some videos, known frames are drawn for
     each clip.
     """
+    if models.teacher is not None:
+        return _distil_loss(models, models.teacher, pack, config, rng, generator)
     device = config.loop.device
     clean = [example.latents.to(device).float() for example in pack]
     noise = [torch.randn(x.shape, generator=generator).to(device) for x in clean]
@@ -361,6 +379,33 @@ def pack_loss(
             noisy, [s * NUM_TRAIN_TIMESTEPS for s in sigmas], text, [distinct.index(c) for c in captions], keep
         )
     return flow_loss([v.float() for v in velocity], clean, noise, sigmas, weights)
+
+
+def _distil_loss(
+    models: Models,
+    teacher: Teacher,
+    pack: Sequence[Example],
+    config: DiTTrainConfig,
+    rng: np.random.Generator,
+    generator: torch.Generator,
+) -> Tensor:
+    """The loss of one pack against what the teacher makes of it."""
+    device, bf16 = config.loop.device, config.loop.bf16
+    clean = [example.latents.to(device).float() for example in pack]
+    one = torch.ones(())
+    known = [with_known_frames(one, x.shape[1], config.known_share, rng).eq(0).to(device) for x in clean]
+    captions = [e.captions[rng.integers(len(e.captions))] for e in pack]
+    distinct = ["", *sorted(set(captions))]
+    with torch.no_grad():
+        embeds = models.embed(distinct)
+    prompts = [distinct.index(caption) for caption in captions]
+    targets = teacher.targets(clean, known, embeds, prompts, generator=generator, bf16=bf16)
+    weights = [
+        loss_weights(e.objects, target.sigma, None, models.grid.patch, config.object_weight).to(device)
+        for e, target in zip(pack, targets, strict=True)
+    ]
+    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
+        return distil_loss(models.dit, targets, embeds, prompts, weights)
 
 
 def defaults_of_files(found: Found) -> dict[str, Any]:

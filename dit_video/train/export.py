@@ -48,7 +48,7 @@ def export(models: "Models", out: Path) -> None:
         text=models.text,
         tokenizer=models.tokenizer,
         defaults=models.defaults,
-        shift=3.0,
+        shift=models.teacher.config.shift if models.teacher else 3.0,
         dit_dtype=torch.float16,
         vae_dtype=torch.float16,
     )
