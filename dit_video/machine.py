@@ -35,7 +35,7 @@ def peak_memory(device: "torch.device") -> dict[str, int]:
 def since_start() -> float:
     """Seconds since this process began; where the system does not tell, those that it has computed."""
     stat = Path("/proc/self/stat")
-    if not stat.is_file() or not hasattr(time, "CLOCK_BOOTTIME"):
+    if not stat.is_file() or not hasattr(time, "CLOCK_BOOTTIME") or not hasattr(os, "sysconf"):
         return time.process_time()
     began = int(stat.read_text().rpartition(")")[2].split()[19])  # in ticks of the clock, since the machine began
     return time.clock_gettime(time.CLOCK_BOOTTIME) - began / os.sysconf("SC_CLK_TCK")
