@@ -2,6 +2,7 @@
 
 import json
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -46,7 +47,7 @@ class Request(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepared:
+class Prepared(ABC):
     """A command line that can be carried out; small, whatever pictures and clips it reads.
 
     command, arguments, options: it, as the recipe has it. files: what it reads. title: what its video is named after.
@@ -162,9 +163,9 @@ class Prepared:
         """Of what goes through the model, one after the other."""
         return [self.plan.shape]
 
+    @abstractmethod
     def _encoded(self) -> list[int]:
         """Of each of them, the frames that are encoded."""
-        raise NotImplementedError
 
     def _copied(self) -> int:
         """Frames that are written one by one, where they are not those of one clip."""
@@ -180,11 +181,11 @@ class Prepared:
         cache = users_cache(made_by(files, dtype_name(dtype), device.type)) if files else None
         return [prompt for prompt in dict.fromkeys(self.prompts) if cache is None or not cache.has(prompt)]
 
+    @abstractmethod
     def write(
         self, stages: "Stages", output: Path, unfinished: "Unfinished | None", watching: "_Watching | None" = None
     ) -> "Result | Extended":
         """Make the video; unfinished: where the state of denoising is kept meanwhile. Raises DvgenError."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
