@@ -12,7 +12,7 @@ import logging
 import secrets
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ from dit_video.text.cache import made_by, users_cache
 from dit_video.timing import users_clock
 from dit_video.video.fit import fit_frames
 from dit_video.video.io import WrittenVideo, read_picture, read_video, write_video
-from dit_video.windows import Windows, head_frames
+from dit_video.windows import Windows, head_frames, sliding
 
 Picture = str | Path | np.ndarray  # a file, or (H, W, 3) uint8
 Frames = str | Path | np.ndarray  # a file, or (T, H, W, 3) uint8
@@ -142,7 +142,8 @@ class Model:
 
         Args:
             size: (width, height) in pixels, exactly. Without it, that of the first picture, or the model's.
-            frames: their number, exactly.
+            frames: their number, exactly. More than the model makes well at once are made in windows, each going on
+                from the one before.
             images: pictures that are frames of it: the first one, or by their numbers; -1 is the last.
             fit: how pictures of another size are made to fit, of `limits.FITS`.
             seed: drawn where there is none; `Video.seed` tells it.
@@ -168,6 +169,9 @@ class Model:
         groups = given(read, shape, self.checkpoint.grid, fit, _LOG.info)
         if groups and not self.checkpoint.beside:
             warn_untrained(self.checkpoint.known_frames, list(groups), _warn)
+        if windows := sliding(self.checkpoint, shape.num_frames, list(groups)):
+            pictures = groups, seen(read, shape, self.checkpoint.grid)
+            return self._slid(windows, shape, prompt, seed, settings, pictures, rate, on_step)
         clip, how = self._clip(prompt, shape, seed, settings)
         stages, plan = self._ready(shape, encodes=any(groups))
         with explained_memory(shape):
@@ -323,6 +327,40 @@ class Model:
             vae = stages.vae
             with stages.timed("decode", lambda clock: clock.decode(clip.shape, "", tile=plan.tile)):
                 frames = np.stack(list(decode_frames(vae, latents, clip.shape, tile=plan.tile)))
+        return self._video(stages, frames, fps, clip.prompt, clip.negative, clip.seed, how)
+
+    def _slid(
+        self,
+        windows: Windows,
+        shape: VideoShape,
+        prompt: str,
+        seed: int | None,
+        settings: Mapping[str, Any],
+        pictures: "tuple[Mapping[int, np.ndarray], Mapping[int, np.ndarray]]",
+        fps: float,
+        on_step: OnStep | None,
+    ) -> Video:
+        """A clip that is longer than the model makes at once; on_step is told of every window."""
+        window = replace(shape, num_frames=max(windows.whole_sizes(shape.num_frames)))
+        clip, how = self._clip(prompt, window, seed, settings)
+        stages, plan = self._ready(window, encodes=bool(pictures[0]) or windows.groups_before > 1)
+
+        def watch(step: int, total: int, denoised: Sequence[Tensor]) -> None:
+            if on_step:
+                on_step(step, total, denoised[0])
+
+        maker = Maker(
+            stages,
+            how,
+            prompt=clip.prompt,
+            negative=clip.negative,
+            seed=clip.seed,
+            size=(shape.width, shape.height),
+            windows=windows,
+            tile=plan.tile,
+            watch=watch,
+        )
+        frames = np.stack(list(maker.whole(shape.num_frames, *pictures)))
         return self._video(stages, frames, fps, clip.prompt, clip.negative, clip.seed, how)
 
     def _video(

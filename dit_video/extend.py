@@ -15,7 +15,7 @@ does not grow with their number.
 
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ import numpy as np
 
 from dit_video.clip import Clip, Settings
 from dit_video.decode import checked, decode_or_tile
-from dit_video.denoise import sample_latents
+from dit_video.denoise import OnDenoised, sample_latents
 from dit_video.errors import MediaError
 from dit_video.groups import frames_of, group_of
 from dit_video.machine import peak_memory
@@ -43,7 +43,8 @@ class Maker:
 
     made: windows so far; each has the next seed. unfinished: where their states are kept until the file is there;
     current: that of the latest.
-    strict: new frames that are black, or of which all are alike, are an error instead of a warning.
+    strict: new frames that are black, or of which all are alike, are an error instead of a warning. watch: see
+    `sample_latents`.
     """
 
     def __init__(
@@ -59,17 +60,39 @@ class Maker:
         tile: int | None = None,
         unfinished: Unfinished | None = None,
         strict: bool = False,
+        watch: OnDenoised | None = None,
     ) -> None:
         self.stages, self.settings, self.prompt, self.negative = stages, settings, prompt, negative
         self.seed, self.windows, self.tile, self.unfinished = seed, windows, tile, unfinished
-        self.strict = strict
+        self.strict, self.watch = strict, watch
         self.width, self.height = size
         self.made = 0
         self.current: Unfinished | None = None
+        self.pictures: Mapping[int, np.ndarray] = {}  # of a clip from its beginning, by its latent frames
+        self.seen: Mapping[int, np.ndarray] = {}
 
     def checked(self, frames: Iterator[np.ndarray], named: str) -> Iterator[np.ndarray]:
         """New frames, see `decode.checked`."""
         return checked(frames, named, self.stages.warn, strict=self.strict)
+
+    def whole(
+        self,
+        count: int,
+        pictures: Mapping[int, np.ndarray] | None = None,
+        seen: Mapping[int, np.ndarray] | None = None,
+    ) -> Iterator[np.ndarray]:
+        """A clip of `count` frames from its beginning.
+
+        pictures, seen: what is given of it, see `encode_given`.
+        """
+        self.pictures, self.seen = pictures or {}, seen or {}
+        first, *rest = self.windows.whole(count)
+        recent: list[np.ndarray] = []
+        for frame in self._fill(None, first, None):
+            recent = [*recent, frame][-self.windows.before :]
+            yield frame
+        if rest:
+            yield from self.between(np.stack(recent), sum(rest), None, begun=first)
 
     def after(self, given: np.ndarray, count: int) -> Iterator[np.ndarray]:
         """`count` frames that follow the frames `given` (T, H, W, 3)."""
@@ -98,30 +121,42 @@ class Maker:
                     data = spool.read(self.height * self.width * 3)
                     yield np.frombuffer(data, np.uint8).reshape(self.height, self.width, 3)
 
-    def between(self, before: np.ndarray, count: int, after: np.ndarray | None) -> Iterator[np.ndarray]:
-        """`count` frames that lead from the frames `before` to the frames `after`, if there are any."""
+    def between(
+        self, before: np.ndarray, count: int, after: np.ndarray | None, *, begun: int = 0
+    ) -> Iterator[np.ndarray]:
+        """`count` frames that lead from the frames `before` to the frames `after`, if there are any; begun: see
+        `_fill`."""
         windows = self.windows
         last = windows.most(before=True, after=True) if after is not None else 0
         parts = windows.parts(count, before=True, after=False, last=last)
         for number, part in enumerate(parts):
             end = after if number == len(parts) - 1 else None
             recent = list(before[-windows.before :])
-            for frame in self._fill(before, part, end):
+            for frame in self._fill(before, part, end, begun=begun + sum(parts[:number]) if begun else 0):
                 recent = [*recent[-(windows.before - 1) :], frame] if windows.before > 1 else [frame]
                 yield frame
             before = np.stack(recent)
 
-    def _fill(self, before: np.ndarray | None, count: int, after: np.ndarray | None) -> Iterator[np.ndarray]:
-        """One window: `count` new frames after, before or between known ones."""
+    def _fill(
+        self, before: np.ndarray | None, count: int, after: np.ndarray | None, *, begun: int = 0
+    ) -> Iterator[np.ndarray]:
+        """One window: `count` new frames after, before or between known ones, or alone.
+
+        begun: frames of a clip from its beginning that are there.
+        """
         given, shape, skipped = self._window(before, count, after)
+        if self.pictures:
+            t, offset = self.windows.stride, (begun - skipped) // self.windows.stride if begun else 0
+            new = range(len(given), 1 + (shape.num_frames - 1) // t)
+            given |= {group: self.pictures[group + offset] for group in new if group + offset in self.pictures}
         stages = self.stages
         seed = (self.seed + self.made) % MAX_SEED
         self.current = self.unfinished and self.unfinished.of_part(self.made)
         self.made += 1
         with explained_memory(shape):
-            known = encode_given(stages, shape, given)
+            known = encode_given(stages, shape, given, None if begun else self.seen) if given else None
             clip = Clip(prompt=self.prompt, negative=self.negative, shape=shape, seed=seed, known=known)
-            latents = sample_latents(stages, [clip], self.settings, unfinished=self.current)[0]
+            latents = sample_latents(stages, [clip], self.settings, unfinished=self.current, watch=self.watch)[0]
             frames = decode_or_tile(stages, latents, shape, tile=self.tile)
             decoding = stages.seconds["decode"]
             for number in range(skipped + count):
@@ -142,7 +177,7 @@ class Maker:
         given: dict[int, np.ndarray] = {}
         if before is None:
             groups = 1 + -(-(count - 1) // t)  # of the new frames, the first of which is a group of its own
-            skipped = 1 + (groups - 1) * t - count
+            skipped = 0 if after is None else 1 + (groups - 1) * t - count  # the surplus is at the free end
             surplus = 0
         else:
             kept = min(windows.before, 1 + (len(before) - 1) // t * t)

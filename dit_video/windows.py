@@ -1,8 +1,32 @@
 """How new frames beside given ones are divided into windows, see `extend`."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 from dit_video.shapes import Grid
+
+if TYPE_CHECKING:
+    from dit_video.models.wan.defaults import Defaults
+
+
+class Slid(Protocol):
+    """What of a model decides how long clips are made; see `DescribedModel`."""
+
+    @property
+    def defaults(self) -> "Defaults": ...
+
+    @property
+    def grid(self) -> Grid: ...
+
+    @property
+    def known_frames(self) -> str: ...
+
+    @property
+    def beside(self) -> bool: ...
+
+    @property
+    def trained_frames(self) -> tuple[int, int] | None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +60,16 @@ class Windows:
         """
         left = self.longest - (self.before if before else 1) - (self.after if after else 0)
         return max(self.stride, left // self.stride * self.stride) + (0 if before else 1)
+
+    def whole(self, count: int) -> list[int]:
+        """A clip of `count` frames from its beginning, as windows: the first is new throughout, the others go on."""
+        first = min(count, self.longest)
+        return [first, *self.parts(count - first, before=True, after=False)]
+
+    def whole_sizes(self, count: int) -> list[int]:
+        """The frames of every window of `whole`, known ones included, at most."""
+        first, *rest = self.whole(count)
+        return [1 + -(-(first - 1) // self.stride) * self.stride, *self.sizes(sum(rest), before=True, after=False)]
 
     @property
     def groups_before(self) -> int:
@@ -73,3 +107,23 @@ class Windows:
 def head_frames(windows: Windows) -> int:
     """How many first frames of a clip are needed to lead to it."""
     return windows.after + windows.stride
+
+
+def longest_whole(model: "Slid") -> int:
+    """The most frames that a model makes well at once."""
+    return max(model.defaults.window or model.defaults.frames, *(model.trained_frames or (1,)))
+
+
+def sliding(model: "Slid", count: int, pictures: Collection[int] = ()) -> Windows | None:
+    """How a clip of `count` frames is made in windows; None where it is made at once.
+
+    That is where the model makes as many well, or learnt nothing of given frames, so that it could not go on from them:
+    it is then denoised at once, in memory that grows with it. A model that learnt with its first frame given goes on
+    from one frame. pictures: the frames that are given; one at the end, in models that take it beside the noise, needs
+    all of the clip at once.
+    """
+    longest = model.defaults.window or model.defaults.frames
+    known = {"any": True, "first": True, "first or both": set(pictures) <= {0}}.get(model.known_frames, False)
+    if not known or count <= longest_whole(model):
+        return None
+    return Windows.of(model.grid, longest, beside=model.beside or model.known_frames != "any")

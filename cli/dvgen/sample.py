@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -162,12 +162,15 @@ def _check(request: Request) -> None:
             pictures.check_frames(request.images, frames)
 
 
-def prepare(request: Request, checkpoint: "Checkpoint", place: "Place", speaker: console.Speaker) -> prepared.OneClip:
+def prepare(request: Request, checkpoint: "Checkpoint", place: "Place", speaker: console.Speaker) -> prepared.Prepared:
     """What a request means for a checkpoint: refused where it cannot be, and what the user should know is said.
 
     Raises:
         DvgenError: so it is.
     """
+    from dit_video.windows import longest_whole, sliding
+    from dvgen.sliding import Sliding, check_options
+
     sampling = request.sampling
     fps = request.fps or checkpoint.defaults.fps
     read = pictures.read(request.images)
@@ -180,33 +183,41 @@ def prepare(request: Request, checkpoint: "Checkpoint", place: "Place", speaker:
     given: Mapping[int, pictures.Placed] = {}
     with sampling.listing():
         given = pictures.groups_of(sizes, shape, checkpoint.grid, request.fit, speaker.note)
-    plan = sampling.plan(checkpoint, shape, *place, encodes=any(given))
     if given and not checkpoint.beside:
         pictures.warn_untrained(checkpoint.known_frames, list(given), sampling.warn(speaker))
-    return prepared.OneClip(
-        sampling=sampling,
-        checkpoint=checkpoint,
-        place=place,
-        command="sample",
-        arguments=[],
-        options={
+    division = sliding(checkpoint, shape.num_frames, list(given))
+    common: dict[str, Any] = {
+        "sampling": sampling,
+        "checkpoint": checkpoint,
+        "place": place,
+        "command": "sample",
+        "arguments": [],
+        "options": {
             "size": f"{shape.width}x{shape.height}",
             "frames": shape.num_frames,
             "fps": fps,
             "image": [image.text for image in request.images],
             "fit": request.fit if request.images else None,
         },
-        files=[image.path for image in request.images],
-        title=request.prompt,
-        prompt=request.prompt,
-        negative=sampling.negative_of(checkpoint),
-        settings=settings,
-        plan=plan,
-        frames=shape.num_frames,
-        fps=fps,
-        images=request.images,
-        fit=request.fit,
-    )
+        "files": [image.path for image in request.images],
+        "title": request.prompt,
+        "prompt": request.prompt,
+        "negative": sampling.negative_of(checkpoint),
+        "settings": settings,
+        "frames": shape.num_frames,
+        "fps": fps,
+        "images": request.images,
+        "fit": request.fit,
+    }
+    if division is None:
+        plan = sampling.plan(checkpoint, shape, *place, encodes=any(given))
+        return prepared.OneClip(plan=plan, **common)
+    with sampling.listing():
+        check_options(sampling, shape.num_frames, longest_whole(checkpoint))
+    lengths = division.whole_sizes(shape.num_frames)
+    window = replace(shape, num_frames=max(lengths))
+    plan = sampling.plan(checkpoint, window, *place, encodes=any(given) or division.groups_before > 1)
+    return Sliding(plan=plan, windows=len(lengths), division=division, **common)
 
 
 def _shape(

@@ -37,9 +37,16 @@ def causal_conv3d(x: Tensor, weight: Tensor, bias: Tensor, *, stride: tuple[int,
     if stride != (1, 1):
         assert k == 1, "a stride in time takes a kernel of one pixel"
         return _conv_time(x, weight[..., 0, 0], bias, stride[0])
-    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and torch.backends.mkldnn.is_available():
+    if _onednn_takes(x):
         return _OneDNN.apply(x, weight, bias)
     return F.conv3d(x, weight, bias, padding=(0, k // 2, k // 2))
+
+
+def _onednn_takes(x: Tensor) -> bool:
+    """Whether oneDNN convolves this on the CPU here; it refuses bfloat16 on processors without AVX-512 or its like."""
+    if x.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

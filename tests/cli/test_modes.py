@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from dit_video import extend
 from dit_video.models.wan import random
 from dit_video.shapes import VideoShape
-from dit_video.video.io import probe, write_video
+from dit_video.video.io import probe, read_video, write_video
 
 REAL = random.RandomCheckpoint
 QUICK = ["--random-weights", "--steps", "2", "--seed", "3"]
@@ -97,6 +97,42 @@ def test_extend_makes_a_name_and_a_picture_into_a_clip():
     assert run("extend", "a.mp4", "--forward", "4", *QUICK).stdout.strip() == "a-extended-3.mp4"
     assert run("extend", "p.png", "x", "--forward", "4", *QUICK).stdout.strip() == "p-extended-3.mp4"
     assert size("p-extended-3.mp4") == (60, 36, 5)
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that makes 9 frames at once."""
+    monkeypatch.setattr(random, "RandomCheckpoint", lambda **given: REAL(trained_frames=(1, 9), **given))
+
+
+def test_more_frames_than_the_model_makes_at_once_are_made_in_windows(short: None):
+    found = run("sample", "x", "--frames", "23", "--size", "50x40", "-o", "v.mp4", "--json", *QUICK)
+    assert size("v.mp4") == (50, 40, 23)
+    assert json.loads(found.stdout)["windows"] == 5  # 9 frames, and then 4, 4, 4 and 2 that go on from the last 5
+    told = run("sample", "x", "--frames", "23", "--size", "50x40", "--dry-run", "--json", *QUICK)
+    assert json.loads(told.stdout)["windows"] == 5
+    run("sample", "x", "--frames", "9", "--size", "50x40", "-o", "w.mp4", *QUICK)  # at once
+    longer, shorter = read_video("v.mp4")[0], read_video("w.mp4")[0]
+    assert np.abs(longer[:9].astype(int) - shorter).mean() < 2  # but for the coding, which looks ahead
+
+
+def test_pictures_are_frames_of_the_windows_that_they_are_in(short: None):
+    run("sample", "x", "--frames", "23", "--size", "60x36", "-o", "v.mp4", *QUICK)
+    run("sample", "x", "--frames", "23", "--image", "p.png@14", "-o", "w.mp4", *QUICK)
+    without, with_picture = read_video("v.mp4")[0].astype(int), read_video("w.mp4")[0].astype(int)
+    differs = np.abs(without - with_picture).mean(axis=(1, 2, 3))
+    assert differs[:8].max() < 2 and differs[13:17].min() > 5  # from the window of frames 13 to 16 on
+
+
+@pytest.mark.parametrize(
+    "option", [["--count", "2"], ["--keep-latents"], ["--save-latents", "l.safetensors"], ["--preview-file", "p.gif"]]
+)
+def test_what_is_for_clips_made_at_once_is_refused_in_windows(option: list[str], short: None):
+    refused(
+        *("sample", "x", "--frames", "10", "-o", "v.mp4", *option, *QUICK),
+        code=2,
+        says=(option[0], "10 frames are made in windows", "nearest number of frames is 9"),
+    )
 
 
 def test_connect_joins_clips_of_other_sizes_and_rates():

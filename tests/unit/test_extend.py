@@ -1,5 +1,7 @@
 """New frames beside given ones: counts, windows, seams, and that what is given comes out as it is."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from dit_video.extend import Maker, connected, extended
 from dit_video.models.wan.random import RandomCheckpoint
 from dit_video.shapes import Grid
 from dit_video.stages import Stages
-from dit_video.windows import Windows, head_frames
+from dit_video.windows import Windows, head_frames, sliding
 
 CPU = torch.device("cpu")
 WIDTH, HEIGHT = 50, 40
@@ -104,6 +106,28 @@ def test_every_window_goes_on_from_the_one_before():
     assert not np.array_equal(frames[8:], later)
     again = list(maker(17).after(given, 16))
     assert np.array_equal(frames, again)
+
+
+@pytest.mark.parametrize("count", [1, 2, 9, 10, 13, 30])
+@pytest.mark.parametrize("longest", [9, 17])
+def test_a_clip_from_its_beginning_in_windows(count: int, longest: int):
+    making = maker(longest)
+    frames = list(making.whole(count))
+    assert len(frames) == count and making.made == len(making.windows.whole(count))
+    sizes = making.windows.whole_sizes(count)
+    assert len(sizes) == making.made and all(size % 4 == 1 for size in sizes) and max(sizes) <= longest
+    assert sum(making.windows.whole(count)) == count
+
+
+def test_only_models_that_can_go_on_make_long_clips_in_windows():
+    model = RandomCheckpoint(trained_frames=(1, 33))
+    assert sliding(model, 33) is None and sliding(model, 34).longest == model.defaults.frames
+    assert sliding(model, 34).before == 5
+    assert sliding(replace(model, known_frames="first"), 34).before == 1  # what it learnt to be given
+    assert sliding(replace(model, known_frames="none"), 34) is None
+    assert sliding(replace(model, known_frames="first and last"), 34) is None
+    assert sliding(replace(model, known_frames="first or both"), 34, [0]).before == 1
+    assert sliding(replace(model, known_frames="first or both"), 34, [0, 9]) is None
 
 
 def test_memory_does_not_grow_with_the_clip():
