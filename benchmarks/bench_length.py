@@ -41,7 +41,9 @@ def main() -> None:
     ratio = harness.ratio(long, short, "peak")
     peaks = [f"{harness.figures(each, 'peak').most / 2**20:.0f} MiB" for each in (short, long)]
     report = harness.Report("length", "Memory by length", f"{options.frames} frames")
-    report.claim(f"{options.size}: peak of {options.long} frames as a part of that of {options.frames}", *peaks, ratio)
+    what = f"peak memory at {options.size}, {options.long} frames; the ratio is theirs to that of {options.frames}"
+    report.claim(what, *peaks, ratio)
+    report.notes.append(f"dvgen itself at both lengths, {options.steps} steps; the second column is the long clip.")
     if options.write:
         report.write()
     raise SystemExit(ratio.most > LIMIT)

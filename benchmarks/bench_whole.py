@@ -91,10 +91,10 @@ def main() -> None:
         measure(case, options.dtype, report, options.rounds)
     report.notes.append(
         f"{STEPS} steps of UniPC, guidance 4, seed {SEED}, in {options.dtype}; float32 is dvgen's default on "
-        "processors that do not multiply bfloat16. diffusers: `whole_diffusers.py`, with `torch.inference_mode`, loading with "
-        "little memory, all cores. It computes 640x384 in 49 frames and 256x160 in 25, which is what dvgen computes "
-        "for 640x360 in 48 and 256x144 in 24 and crops. Times are of the whole process, imports and the writing of the "
-        "MP4 with the same coding included."
+        "processors that do not multiply bfloat16. diffusers: `whole_diffusers.py`, with `torch.inference_mode`, "
+        "loading with little memory, all cores. It computes 640x384 in 49 frames and 256x160 in 25, which is what "
+        "dvgen computes for 640x360 in 48 and 256x144 in 24 and crops. Times are of the whole process, imports and the "
+        "writing of the MP4 with the same coding included."
     )
     if options.write:
         report.write()
