@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-Lengths = tuple[int, ...]
+from dit_video.nn.varlen import Lengths, suits, varlen
+
 # (q (N, H, E), k (M, H, E), v (M, H, E), lengths, kv_lengths, key_bias (M,) or None) -> (N, H, E)
 Backend = Callable[[Tensor, Tensor, Tensor, Lengths, Lengths, Tensor | None], Tensor]
 
@@ -24,13 +25,30 @@ TILE = 32  # tiled attention pads clips to multiples of this many tokens
 TILED_MAX_LENGTH = 2048
 
 
+class Spans:
+    """How many tokens each clip has in a sequence of all clips, as code that is compiled can be told.
+
+    lengths: of the clips. starts: (clips + 1,) int64 on the CPU, where each begins, and the end; a tensor, because
+    compiled code is good for any values in it, but only for the very tuple that it was compiled with.
+    """
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self.lengths = tuple(lengths)
+        self.starts = torch.tensor([*itertools.accumulate(lengths, initial=0)])
+
+    @property
+    def total(self) -> int:
+        """Tokens of all clips."""
+        return sum(self.lengths)
+
+
 def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     *,
-    lengths: Sequence[int],
-    kv_lengths: Sequence[int] | None = None,
+    lengths: Sequence[int] | Spans,
+    kv_lengths: Sequence[int] | Spans | None = None,
     key_bias: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
@@ -39,7 +57,7 @@ def attention(
     Args:
         q: (N, H, E), the queries of all clips one after the other.
         k, v: (M, H, E), the keys and values likewise. q and k may be float32 where v is not.
-        lengths: queries of each clip; they sum to N.
+        lengths: queries of each clip; they sum to N. Compiled code takes them as Spans.
         kv_lengths: keys of each clip; they sum to M. None: the same as `lengths` (self-attention).
         key_bias: (M,) added to the logits of each key; it gets no gradient.
         backend: a name in BACKENDS; None chooses by device, length and whether gradients are wanted.
@@ -47,13 +65,31 @@ def attention(
     Returns:
         (N, H, E) of v's dtype.
     """
-    lengths = tuple(lengths)
-    kv_lengths = lengths if kv_lengths is None else tuple(kv_lengths)
+    kv_lengths = lengths if kv_lengths is None else kv_lengths
+    if torch.compiler.is_compiling():
+        assert isinstance(lengths, Spans) and isinstance(kv_lengths, Spans) and backend is None
+        return torch.ops.dvgen.packed_attention(q, k, v, lengths.starts, kv_lengths.starts, key_bias)
+    lengths = lengths.lengths if isinstance(lengths, Spans) else tuple(lengths)
+    kv_lengths = kv_lengths.lengths if isinstance(kv_lengths, Spans) else tuple(kv_lengths)
     assert sum(lengths) == len(q) and sum(kv_lengths) == len(k) == len(v), "lengths must cover the pack"
     if backend is None:
         training = q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad
         backend = "tiled" if training and max(lengths + kv_lengths) <= TILED_MAX_LENGTH else "sdpa"
+        if len(set(zip(lengths, kv_lengths, strict=True))) > 1 and suits(v, biased=key_bias is not None):
+            backend = "varlen"  # one call where "sdpa" makes one for each length
     return BACKENDS[backend](q, k, v, lengths, kv_lengths, key_bias)
+
+
+@torch.library.custom_op("dvgen::packed_attention", mutates_args=())
+def _compiled(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, kv_starts: Tensor, key_bias: Tensor | None) -> Tensor:
+    """`attention` as one operation to the compiler, which need not know how many clips there are; without gradients."""
+    lengths, kv_lengths = starts.diff().tolist(), kv_starts.diff().tolist()
+    return attention(q, k, v, lengths=lengths, kv_lengths=kv_lengths, key_bias=key_bias).contiguous()
+
+
+@_compiled.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, kv_starts: Tensor, key_bias: Tensor | None) -> Tensor:
+    return v.new_empty(q.shape)
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, kv_lengths: Lengths, key_bias: Tensor | None) -> Tensor:
@@ -98,7 +134,7 @@ def tiled(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, kv_lengths: Lengths
     return _Tiled.apply(q, k, v, key_bias, _tiling(lengths, kv_lengths, q.shape[1]))
 
 
-BACKENDS: dict[str, Backend] = {"sdpa": sdpa, "tiled": tiled, "reference": reference}
+BACKENDS: dict[str, Backend] = {"sdpa": sdpa, "tiled": tiled, "varlen": varlen, "reference": reference}
 
 
 @dataclass(frozen=True)

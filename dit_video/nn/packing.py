@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dit_video.nn.attention import Spans
 from dit_video.nn.rope import rope_table
 from dit_video.shapes import Size3
 
@@ -16,14 +17,14 @@ class Pack:
     """What the transformer must know about its N tokens besides their contents.
 
     order: packed position -> the caller's clip. Clips of equal length stand together: attention runs them as one batch.
-    lengths: tokens of each clip, in packed order.
+    spans: the tokens of each clip, in packed order.
     rope: (N, head_dim / 2, 2) float32, cos and sin of each token's angles.
     timesteps: (U,) float64 on the CPU, the distinct timesteps of the pack.
     level: (N,) int64, the row of `timesteps` that each token has.
     """
 
     order: tuple[int, ...]
-    lengths: tuple[int, ...]
+    spans: Spans
     rope: Tensor
     timesteps: Tensor
     level: Tensor
@@ -55,7 +56,7 @@ def make_pack(
         levels.append(level if kept is None else level.index_select(0, kept))
     return Pack(
         order=tuple(order),
-        lengths=tuple(counts[i] for i in order),
+        spans=Spans([counts[i] for i in order]),
         rope=torch.cat(ropes).to(device),
         timesteps=distinct,
         level=torch.cat(levels).to(device),
@@ -69,5 +70,5 @@ def pack_tokens(clips: Sequence[Tensor], pack: Pack) -> Tensor:
 
 def unpack_tokens(tokens: Tensor, pack: Pack) -> list[Tensor]:
     """Tokens (N, D) in packed order as one (n_i, D) for each clip in the caller's order."""
-    parts = dict(zip(pack.order, tokens.split(pack.lengths), strict=True))
+    parts = dict(zip(pack.order, tokens.split(pack.spans.lengths), strict=True))
     return [parts[i] for i in range(len(parts))]

@@ -23,13 +23,11 @@ from torch import Tensor, nn
 from dit_video.models.wan.configs import DiTConfig
 from dit_video.nn.activation import GELU
 from dit_video.nn.adaln import gated_add, modulated_norm, timestep_embedding
-from dit_video.nn.attention import attention
+from dit_video.nn.attention import Spans, attention
 from dit_video.nn.packing import Pack, make_pack, pack_tokens, unpack_tokens
 from dit_video.nn.patch import patchify, token_grid, unpatchify
 from dit_video.nn.rope import rms_norm_rotate
 from dit_video.nn.streaming import layers_with
-
-Pair = tuple[Tensor, Tensor]  # of keys and values
 
 GUARD = 30.0  # the weight of the query's norm in the channels that keep the padding out
 
@@ -52,6 +50,19 @@ class ImageKeys:
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the clips of a pack see in one block, one clip after the other: keys and values (M, H, E) of each clip.
+
+    bias: (M,) added to the logits of each key, if anything is.
+    """
+
+    keys: Tensor
+    values: Tensor
+    spans: Spans
+    bias: Tensor | None = None
 
 
 def product_dtype(weight: Tensor) -> torch.dtype:
@@ -109,7 +120,7 @@ class SelfAttention(Attention):
         """(N, D) to (N, D)."""
         q = self.heads(self.norm_q(self.q(x), pack.rope))  # (N, H, E)
         k = self.heads(self.norm_k(self.k(x), pack.rope))  # (N, H, E)
-        y = attention(q, k, self.heads(self.v(x)), lengths=pack.lengths)  # (N, H, E)
+        y = attention(q, k, self.heads(self.v(x)), lengths=pack.spans)  # (N, H, E)
         return self.o(y.flatten(1))  # (N, D)
 
 
@@ -161,16 +172,12 @@ class CrossAttention(Attention):
         head_dim = len(self.q.bias) // self.num_heads
         return slice(head_dim - 1, None, head_dim)
 
-    def forward(self, x: Tensor, pack: Pack, text: Pair, bias: Tensor, images: Pair | None) -> Tensor:
-        """(N, D) to (N, D); keys and values are (clips, S or R, H, E), bias (clips S,) the text's, in packed order."""
-        clips, rows = text[0].shape[:2]
+    def forward(self, x: Tensor, pack: Pack, text: Seen, images: Seen | None) -> Tensor:
+        """(N, D) to (N, D)."""
         q = self.heads(self.norm_q(self.q(x)))  # (N, H, E)
-        k, v = (part.flatten(0, 1) for part in text)  # (clips S, H, E)
-        y = attention(q, k, v, lengths=pack.lengths, kv_lengths=[rows] * clips, key_bias=bias)
+        y = attention(q, text.keys, text.values, lengths=pack.spans, kv_lengths=text.spans, key_bias=text.bias)
         if images is not None:
-            rows = images[0].shape[1]
-            k, v = (part.flatten(0, 1) for part in images)  # (clips R, H, E)
-            y = y + attention(q, k, v, lengths=pack.lengths, kv_lengths=[rows] * clips)
+            y = y + attention(q, images.keys, images.values, lengths=pack.spans, kv_lengths=images.spans)
         return self.o(y.flatten(1))  # (N, D)
 
 
@@ -187,16 +194,14 @@ class Block(nn.Module):
         self.ffn = nn.Sequential(nn.Linear(dim, hidden), GELU(), nn.Linear(hidden, dim))
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
 
-    def forward(
-        self, x: Tensor, levels: Tensor, pack: Pack, text: Pair, bias: Tensor, images: Pair | None = None
-    ) -> Tensor:
-        """x (N, D) and levels (U, 6, D), float32, to (N, D) float32; text, bias and images as in CrossAttention."""
+    def forward(self, x: Tensor, levels: Tensor, pack: Pack, text: Seen, images: Seen | None = None) -> Tensor:
+        """x (N, D) and levels (U, 6, D), float32, to (N, D) float32."""
         dtype = product_dtype(self.self_attn.q.weight)
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.modulation.float() + levels).unbind(1)  # (U, D) each
 
         y = self.self_attn(modulated_norm(x, shift, scale, pack.level, self.eps, dtype), pack)
         x = gated_add(x, y, gate, pack.level)
-        x = x + self.cross_attn(self.cross_norm(x).to(dtype), pack, text, bias, images)
+        x = x + self.cross_attn(self.cross_norm(x).to(dtype), pack, text, images)
         y = self.ffn(modulated_norm(x, ffn_shift, ffn_scale, pack.level, self.eps, dtype))
         return gated_add(x, y, ffn_gate, pack.level)
 
@@ -253,11 +258,14 @@ class Head(nn.Module):
         return in_float32(nn.Sequential(self.head), x)
 
 
-def _of_clips(made: TextKeys | ImageKeys, index: Sequence[int], pack: Pack) -> Iterator[Pair]:
-    """Each block's keys and values of the pack's clips, in its order; index: which of those made each clip uses."""
+def _of_clips(made: TextKeys | ImageKeys, index: Sequence[int], pack: Pack) -> Iterator[Seen]:
+    """What the pack's clips see in each block, in its order; index: which of those made each clip uses."""
     chosen = torch.tensor([index[clip] for clip in pack.order], device=made.keys[0].device)  # (clips,)
-    for keys, values in zip(made.keys, made.values, strict=True):
-        yield keys.index_select(0, chosen), values.index_select(0, chosen)
+    spans = Spans([made.keys[0].shape[1]] * len(chosen))
+    bias = made.bias.index_select(0, chosen).flatten() if isinstance(made, TextKeys) else None
+    for pair in zip(made.keys, made.values, strict=True):
+        keys, values = (part.index_select(0, chosen).flatten(0, 1) for part in pair)  # (clips S, H, E)
+        yield Seen(keys, values, spans, bias)
 
 
 class WanDiT(nn.Module):
@@ -363,12 +371,11 @@ class WanDiT(nn.Module):
 
         e, levels = self.embed_timesteps(pack.timesteps)  # (U, D), (U, 6, D)
         of_text = _of_clips(text, text_index, pack)
-        of_images: Iterable[Pair | None] = repeat(None, config.num_layers)
+        of_images: Iterable[Seen | None] = repeat(None, config.num_layers)
         if images is not None:
             of_images = _of_clips(images, image_index, pack)
-        bias = text.bias[[text_index[clip] for clip in pack.order]].flatten()  # (clips S,)
-        for block, text_pair, image_pair in zip(self.blocks, of_text, of_images, strict=True):
-            x = block(x, levels, pack, text_pair, bias, image_pair)
+        for block, of_block, image in zip(self.blocks, of_text, of_images, strict=True):
+            x = block(x, levels, pack, of_block, image)
 
         clips = unpack_tokens(self.head(x, e, pack), pack)  # (n_i, p q r C) each
         whole = [
