@@ -27,7 +27,8 @@ from dit_video.timing import Clock, Task
 from dit_video.unfinished import Together, Unfinished, keeping
 
 if TYPE_CHECKING:
-    from dit_video.models.wan.dit import ImageKeys, TextKeys, WanDiT
+    from dit_video.models.wan.dit import WanDiT
+    from dit_video.models.wan.seen import ImageKeys, TextKeys
 
     Keys = tuple[TextKeys, ImageKeys | None]  # of prompts, and of the clips' pictures
 

@@ -64,7 +64,7 @@ def with_bias(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> tu
     return torch.cat([q, ones], dim=-1), k, F.pad(v, (0, EIGHT))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=4096)  # many more than graphs are kept of, which read these where they were recorded
 def starts(lengths: Lengths, device: torch.device) -> Tensor:
     """Where each clip begins, and the end: (clips + 1,) int32, made once for all blocks and steps."""
     with torch.inference_mode(False):  # training may want what sampling has made

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from dit_video.models.wan import dit
 from dit_video.models.wan.configs import DiTConfig
 from dit_video.models.wan.dit import UNSEEN, WanDiT
 from dit_video.nn.packing import make_pack, pack_tokens, unpack_tokens
@@ -85,8 +86,8 @@ def test_modulation_is_computed_once_for_each_distinct_level(monkeypatch):
     model = random_model()
     latents, timesteps, prompts, text_index = clips()
     seen = []
-    embed = model.embed_timesteps
-    monkeypatch.setattr(model, "embed_timesteps", lambda t: seen.append(t.tolist()) or embed(t))
+    embed = dit.timestep_embedding
+    monkeypatch.setattr(dit, "timestep_embedding", lambda t, dim: seen.append(t.tolist()) or embed(t, dim))
     model(latents, timesteps, model.encode_text(prompts), text_index)
     assert seen == [[0.0, 20.0, 37.5, 500.0, 731.0, 900.0]]  # 13 latent frames, 107 tokens, 6 rows
 

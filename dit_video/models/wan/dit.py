@@ -11,21 +11,24 @@ are or autocast says; the other matrix products run in the parameters' dtype, or
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import repeat
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dit_video.models.wan.configs import DiTConfig
+from dit_video.models.wan.seen import ImageKeys, OfClips, Seen, TextKeys
 from dit_video.nn.activation import GELU
 from dit_video.nn.adaln import gated_add, modulated_norm, timestep_embedding
-from dit_video.nn.attention import Spans, attention
+from dit_video.nn.attention import attention
+from dit_video.nn.graphs import Call, Repeats
 from dit_video.nn.packing import Pack, make_pack, pack_tokens, unpack_tokens
 from dit_video.nn.patch import patchify, token_grid, unpatchify
+from dit_video.nn.regional import any_length, compile_blocks
 from dit_video.nn.rope import rms_norm_rotate
 from dit_video.nn.streaming import layers_with
 
@@ -33,36 +36,6 @@ GUARD = 30.0  # the weight of the query's norm in the channels that keep the pad
 
 
 UNSEEN = -1e4  # added to a logit, it leaves nothing of its key, in every dtype
-
-
-@dataclass(frozen=True)
-class TextKeys:
-    """Cross-attention keys and values of P prompts: (P, S, H, E) for each block. bias (P, S) is added to the logits."""
-
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-    bias: Tensor
-
-
-@dataclass(frozen=True)
-class ImageKeys:
-    """Cross-attention keys and values of I sets of pictures: (I, R, H, E) for each block."""
-
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What the clips of a pack see in one block, one clip after the other: keys and values (M, H, E) of each clip.
-
-    bias: (M,) added to the logits of each key, if anything is.
-    """
-
-    keys: Tensor
-    values: Tensor
-    spans: Spans
-    bias: Tensor | None = None
 
 
 def product_dtype(weight: Tensor) -> torch.dtype:
@@ -258,26 +231,19 @@ class Head(nn.Module):
         return in_float32(nn.Sequential(self.head), x)
 
 
-def _of_clips(made: TextKeys | ImageKeys, index: Sequence[int], pack: Pack) -> Iterator[Seen]:
-    """What the pack's clips see in each block, in its order; index: which of those made each clip uses."""
-    chosen = torch.tensor([index[clip] for clip in pack.order], device=made.keys[0].device)  # (clips,)
-    spans = Spans([made.keys[0].shape[1]] * len(chosen))
-    bias = made.bias.index_select(0, chosen).flatten() if isinstance(made, TextKeys) else None
-    for pair in zip(made.keys, made.values, strict=True):
-        keys, values = (part.index_select(0, chosen).flatten(0, 1) for part in pair)  # (clips S, H, E)
-        yield Seen(keys, values, spans, bias)
-
-
 class WanDiT(nn.Module):
     """Predicts the velocity eps - x0 of every patch of a pack of clips.
 
-    `passes` counts the clips put through the transformer since it was built.
+    `passes` counts the clips put through the transformer since it was built. `compiled`: its blocks are, see
+    `compile_blocks`. `graphs`: what records and replays calls of the same shapes on a GPU, if anything does.
     """
 
     def __init__(self, config: DiTConfig):
         super().__init__()
         self.config = config
         self.passes = 0
+        self.compiled = False
+        self.graphs: Repeats | None = None
         dim = config.dim
         # Only the parameters of this convolution are used: patches do not overlap, so it is one matrix product.
         self.patch_embedding = nn.Conv3d(config.in_dim, dim, kernel_size=config.patch, stride=config.patch)
@@ -328,10 +294,9 @@ class WanDiT(nn.Module):
         pairs = [cast(Block, block).cross_attn.image_keys(rows) for block in blocks]
         return ImageKeys(tuple(keys for keys, _ in pairs), tuple(values for _, values in pairs))
 
-    def embed_timesteps(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Timesteps (U,) in 0..1000 to the head's levels (U, D) and the blocks' levels (U, 6, D), float32."""
-        sinusoids = timestep_embedding(timesteps.cpu(), self.config.freq_dim)  # in float64, which not every device has
-        e = in_float32(self.time_embedding, sinusoids.to(self.patch_embedding.weight.device))  # (U, D)
+    def embed_timesteps(self, sinusoids: Tensor) -> tuple[Tensor, Tensor]:
+        """Sinusoids (U, F) of timesteps to the head's levels (U, D) and the blocks' levels (U, 6, D), float32."""
+        e = in_float32(self.time_embedding, sinusoids)  # (U, D)
         return e, in_float32(self.time_projection, e).unflatten(1, (6, -1))  # (U, D), (U, 6, D)
 
     def forward(
@@ -359,7 +324,7 @@ class WanDiT(nn.Module):
         Returns:
             (out_dim, T, H, W) float32 for each clip, 0 where a token was dropped.
         """
-        config, weight, device = self.config, self.patch_embedding.weight, self.patch_embedding.weight.device
+        config, device = self.config, self.patch_embedding.weight.device
         assert (images is None) == (config.image_dim is None), "models with an image_dim, and no others, take pictures"
         self.passes += len(latents)
         grids = [token_grid(latent, config.patch) for latent in latents]
@@ -367,22 +332,48 @@ class WanDiT(nn.Module):
         keep = [None if kept is None else kept.to(device) for kept in keep or [None] * len(grids)]
         patches = [patchify(latent, config.patch) for latent in latents]  # (t h w, C p q r) each
         x = pack_tokens([p if k is None else p.index_select(0, k) for p, k in zip(patches, keep, strict=True)], pack)
-        x = F.linear(x.to(product_dtype(weight)), weight.flatten(1), self.patch_embedding.bias).float()  # (N, D)
+        sinusoids = timestep_embedding(pack.timesteps, config.freq_dim).to(device)  # (U, F)
+        of_text = OfClips(text, text_index, pack)
+        of_images = None if images is None else OfClips(images, image_index, pack)
 
-        e, levels = self.embed_timesteps(pack.timesteps)  # (U, D), (U, 6, D)
-        of_text = _of_clips(text, text_index, pack)
-        of_images: Iterable[Seen | None] = repeat(None, config.num_layers)
-        if images is not None:
-            of_images = _of_clips(images, image_index, pack)
-        for block, of_block, image in zip(self.blocks, of_text, of_images, strict=True):
-            x = block(x, levels, pack, of_block, image)
+        def through(x: Tensor, sinusoids: Tensor, rope: Tensor, level: Tensor) -> Tensor:
+            return self.through(x, sinusoids, replace(pack, rope=rope, level=level), of_text, of_images)
 
-        clips = unpack_tokens(self.head(x, e, pack), pack)  # (n_i, p q r C) each
+        inputs = x, sinusoids, pack.rope, pack.level
+        if self.graphs is None:
+            x = through(*inputs)
+        else:
+            same = tuple(grids), tuple(text_index), tuple(image_index)
+            x = self.graphs(Call(same, (text, images)), through, *inputs)
+        clips = unpack_tokens(x, pack)  # (n_i, p q r C) each
         whole = [
             tokens if kept is None else tokens.new_zeros(math.prod(grid), tokens.shape[1]).index_copy(0, kept, tokens)
             for tokens, kept, grid in zip(clips, keep, grids, strict=True)
         ]
         return [unpatchify(tokens, grid, config.patch) for tokens, grid in zip(whole, grids, strict=True)]
+
+    def through(self, x: Tensor, sinusoids: Tensor, pack: Pack, of_text: OfClips, of_images: OfClips | None) -> Tensor:
+        """Patches (N, C p q r) and the sinusoids (U, F) of their levels to patches of velocity (N, p q r C), float32.
+
+        All of it happens on the device, so that a GPU can record it.
+        """
+        weight = self.patch_embedding.weight
+        x = F.linear(x.to(product_dtype(weight)), weight.flatten(1), self.patch_embedding.bias).float()  # (N, D)
+        e, levels = self.embed_timesteps(sinusoids)  # (U, D), (U, 6, D)
+        images: Iterable[Seen | None] = of_images or repeat(None, len(self.blocks))
+        for block, text, image in zip(self.blocks, of_text, images, strict=True):
+            if self.compiled:
+                any_length(pack.spans.starts)
+                for seen in (text, image):
+                    if seen is not None:
+                        any_length(seen.keys, seen.values, seen.bias, seen.spans.starts)
+            x = block(x, levels, pack, text, image)
+        return self.head(x, e, pack)
+
+    def compile_blocks(self, *, backend: Any = "inductor") -> None:
+        """Compile the blocks, see nn/regional.py, for sampling: what is compiled gives no gradients."""
+        compile_blocks(self.blocks, backend=backend)
+        self.compiled = True
 
     @property
     def guarded(self) -> bool:
