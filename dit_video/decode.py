@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dit_video.errors import DvgenError, UndefinedNumbers
 from dit_video.machine import is_out_of_memory
-from dit_video.nn.pixels import to_frames
+from dit_video.nn.pixels import Frames, one_ahead
 from dit_video.shapes import MIN_TILE, VideoShape
 from dit_video.timing import Clock
 from dit_video.video.io import WrittenVideo, write_video
@@ -38,17 +38,25 @@ def decode_frames(
     Raises:
         UndefinedNumbers: decoding gave infinite or undefined numbers.
     """
-    left, dtype = shape.num_frames, next(vae.parameters()).dtype
-    for chunk in vae.decode_stream(latents[None].to(dtype), tile=tile):  # 1 3 t H W
-        if not bool(torch.isfinite(chunk).all()):
+    dtype = next(vae.parameters()).dtype
+    done = 0
+    for part in one_ahead(_parts(vae, latents.to(dtype), shape, tile), ahead=latents.device.type == "cuda"):
+        frames, finite = part.get()
+        if not finite:
             cause = "use --dtype bfloat16" if dtype == torch.float16 else "the latents or the weights are damaged"
             raise UndefinedNumbers(
-                f"decoding frame {shape.num_frames - left + 1} of {shape.num_frames} gave infinite or undefined "
-                f"numbers: {cause}."
+                f"decoding frame {done + 1} of {shape.num_frames} gave infinite or undefined numbers: {cause}."
             )
-        frames = to_frames(chunk[0, :, :left, : shape.height, : shape.width])  # t H W 3
         yield from frames
-        left -= len(frames)
+        done += len(frames)
+
+
+def _parts(vae: "WanVAE", latents: Tensor, shape: VideoShape, tile: int | None) -> Iterator[Frames]:
+    left = shape.num_frames
+    for chunk in vae.decode_stream(latents[None], tile=tile):  # 1 3 t H W
+        part = Frames(chunk[0, :, :left, : shape.height, : shape.width])
+        yield part
+        left -= len(part)
         if left == 0:
             return
 

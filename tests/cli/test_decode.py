@@ -179,7 +179,8 @@ def test_a_disk_that_is_full_leaves_what_is_done_and_the_command_finishes_it(mon
 def test_a_video_of_nothing_is_a_warning_and_an_error_where_it_must_be(
     pixels: int, words: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(decode, "to_frames", lambda chunk: np.full((*chunk.shape[1:], 3), pixels, np.uint8))
+    real = decode.Frames.get
+    monkeypatch.setattr(decode.Frames, "get", lambda frames: (np.full_like(real(frames)[0], pixels), True))
     said = run(*LINE, "-o", "a.mp4", "-q").stderr
     assert f"a.mp4: the video {words}." in said and probe("a.mp4").frames == 6
     said = run(*LINE, "-o", "b.mp4", "--strict", code=1).stderr
