@@ -21,6 +21,7 @@ from dit_video.checkpoints.stored import Stored
 from dit_video.checkpoints.stream import StoredRows, Stream, copied, install, install_rows
 from dit_video.checkpoints.transfer import Held, Transfer
 from dit_video.errors import CheckpointError
+from dit_video.nn.linear import Linear
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -46,6 +47,8 @@ def load_into(
     stream: Stream | None = None,
 ) -> M:
     """The module that `build` makes, with the tensors of a checkpoint as its parameters, ready for inference.
+
+    Layers that are to be quantised (`nn.linear.quantised`) are, one by one, as their weights are read.
 
     Args:
         build: makes the module; it runs without allocating parameters.
@@ -77,6 +80,7 @@ def load_into(
         parameter = nn.Parameter(tensor, requires_grad=False)
         for each in _names(name, twins):
             _assign(module, each, parameter)
+            _settle(module, each)
     for name, value in [*module.named_parameters(), *module.named_buffers()]:
         if value.is_meta and name not in sources:
             raise CheckpointError(f"{name}: no tensor of the checkpoint gives it a value.")
@@ -173,6 +177,14 @@ def _match(
                 f"{info.file}: tensor {info.name!r} is {info.dtype}; it must be one of {', '.join(FLOATS)}."
             )
     return sources
+
+
+def _settle(module: nn.Module, name: str) -> None:
+    """Quantises a layer whose weights have been put in place, if it is one that is to be."""
+    path, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(path)
+    if isinstance(owner, Linear) and leaf == "weight":
+        owner.settle()
 
 
 def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:

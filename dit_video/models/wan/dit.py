@@ -7,7 +7,7 @@ clip.
 Attribute names are the original release's (Wan-Video/Wan2.1, wan/modules/model.py), so its checkpoints need no table.
 
 Precision: the residual stream, norms, RoPE, modulation, time embedding and head are float32 whatever the parameters
-are or autocast says; the other matrix products run in the parameters' dtype, or autocast's.
+are or autocast says; the other matrix products run in the parameters' dtype, or autocast's, or as nn/linear.py says.
 """
 
 import math
@@ -26,6 +26,7 @@ from dit_video.nn.activation import GELU
 from dit_video.nn.adaln import gated_add, modulated_norm, timestep_embedding
 from dit_video.nn.attention import attention
 from dit_video.nn.graphs import Call, Repeats
+from dit_video.nn.linear import Linear, linear, product_dtype
 from dit_video.nn.packing import Pack, make_pack, pack_tokens, unpack_tokens
 from dit_video.nn.patch import patchify, token_grid, unpatchify
 from dit_video.nn.regional import any_length, compile_blocks
@@ -36,12 +37,6 @@ GUARD = 30.0  # the weight of the query's norm in the channels that keep the pad
 
 
 UNSEEN = -1e4  # added to a logit, it leaves nothing of its key, in every dtype
-
-
-def product_dtype(weight: Tensor) -> torch.dtype:
-    """The dtype of matrix products with `weight`: autocast's where it is on, else the weight's own."""
-    device = weight.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
 def in_float32(layers: nn.Sequential, x: Tensor) -> Tensor:
@@ -74,10 +69,10 @@ class Attention(nn.Module):
     def __init__(self, config: DiTConfig):
         super().__init__()
         self.num_heads = config.num_heads
-        self.q = nn.Linear(config.dim, config.dim)
-        self.k = nn.Linear(config.dim, config.dim)
-        self.v = nn.Linear(config.dim, config.dim)
-        self.o = nn.Linear(config.dim, config.dim)
+        self.q = Linear(config.dim, config.dim)
+        self.k = Linear(config.dim, config.dim)
+        self.v = Linear(config.dim, config.dim)
+        self.o = Linear(config.dim, config.dim)
         self.norm_q = RMSNorm(config.dim, config.eps)
         self.norm_k = RMSNorm(config.dim, config.eps)
 
@@ -103,8 +98,8 @@ class CrossAttention(Attention):
     def __init__(self, config: DiTConfig):
         super().__init__(config)
         if config.image_dim is not None:
-            self.k_img = nn.Linear(config.dim, config.dim)
-            self.v_img = nn.Linear(config.dim, config.dim)
+            self.k_img = Linear(config.dim, config.dim)
+            self.v_img = Linear(config.dim, config.dim)
             self.norm_k_img = RMSNorm(config.dim, config.eps)
 
     def text_keys(self, text: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,12 +159,12 @@ class Block(nn.Module):
         self.self_attn = SelfAttention(config)
         self.norm3 = nn.LayerNorm(dim, config.eps) if config.cross_attn_norm else nn.Identity()
         self.cross_attn = CrossAttention(config)
-        self.ffn = nn.Sequential(nn.Linear(dim, hidden), GELU(), nn.Linear(hidden, dim))
+        self.ffn = nn.Sequential(Linear(dim, hidden), GELU(), Linear(hidden, dim))
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
 
     def forward(self, x: Tensor, levels: Tensor, pack: Pack, text: Seen, images: Seen | None = None) -> Tensor:
         """x (N, D) and levels (U, 6, D), float32, to (N, D) float32."""
-        dtype = product_dtype(self.self_attn.q.weight)
+        dtype = product_dtype(self.self_attn.q.bias)  # weights that were quantised are no longer there
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.modulation.float() + levels).unbind(1)  # (U, D) each
 
         y = self.self_attn(modulated_norm(x, shift, scale, pack.level, self.eps, dtype), pack)
@@ -200,7 +195,7 @@ class ImageEmbedding(nn.Module):
             self.emb_pos = nn.Parameter(torch.zeros(1, positions, width))
         # The norms' eps is torch's own, unlike that of all others here.
         self.proj = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, dim), nn.LayerNorm(dim)
+            nn.LayerNorm(width), Linear(width, width), nn.GELU(), Linear(width, dim), nn.LayerNorm(dim)
         )
 
     def forward(self, images: Tensor) -> Tensor:
@@ -247,7 +242,7 @@ class WanDiT(nn.Module):
         dim = config.dim
         # Only the parameters of this convolution are used: patches do not overlap, so it is one matrix product.
         self.patch_embedding = nn.Conv3d(config.in_dim, dim, kernel_size=config.patch, stride=config.patch)
-        self.text_embedding = nn.Sequential(nn.Linear(config.text_dim, dim), GELU(), nn.Linear(dim, dim))
+        self.text_embedding = nn.Sequential(Linear(config.text_dim, dim), GELU(), Linear(dim, dim))
         self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, dim * 6))
         if config.image_dim is not None:
@@ -358,7 +353,7 @@ class WanDiT(nn.Module):
         All of it happens on the device, so that a GPU can record it.
         """
         weight = self.patch_embedding.weight
-        x = F.linear(x.to(product_dtype(weight)), weight.flatten(1), self.patch_embedding.bias).float()  # (N, D)
+        x = linear(x.to(product_dtype(weight)), weight.flatten(1), self.patch_embedding.bias).float()  # (N, D)
         e, levels = self.embed_timesteps(sinusoids)  # (U, D), (U, 6, D)
         images: Iterable[Seen | None] = of_images or repeat(None, len(self.blocks))
         for block, text, image in zip(self.blocks, of_text, images, strict=True):

@@ -150,10 +150,12 @@ class WanCheckpoint(DescribedModel):
         dtype: "torch.dtype",
         device: "torch.device | str" = "cpu",
         keep: Keep | None = None,
+        quantize: str | None = None,
     ) -> "WanDiT":
         """The transformer, or "transformer_2", the low-noise expert.
 
-        keep: what stays in memory of its blocks while the others are streamed; None for all.
+        keep: what stays in memory of its blocks while the others are streamed; None for all. quantize: a name in
+        `nn.linear.SCHEMES`, of how the linear layers of its blocks compute; the rest keeps its dtype.
 
         Raises:
             CheckpointError: it does not fit its configuration, or cannot be read.
@@ -161,10 +163,16 @@ class WanCheckpoint(DescribedModel):
         from dit_video.checkpoints.load import load_into
         from dit_video.checkpoints.stream import Stream
         from dit_video.models.wan.dit import WanDiT
+        from dit_video.nn.linear import quantised
+
+        def build() -> WanDiT:
+            dit = WanDiT(self.dit)
+            quantised(dit.blocks, quantize)
+            return dit
 
         part = self.parts[which]
         return load_into(
-            lambda: WanDiT(self.dit),
+            build,
             part.tensors,
             part.layout,
             dtype=dtype,

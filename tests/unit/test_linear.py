@@ -1,0 +1,105 @@
+"""Linear layers: in the dtype that the processor multiplies, and quantised to 8 bits."""
+
+import pytest
+import torch
+
+from dit_video.checkpoints.formats import describe
+from dit_video.checkpoints.load import load_into, save_model
+from dit_video.errors import UsageError
+from dit_video.models.wan.configs import DiTConfig
+from dit_video.models.wan.dit import WanDiT
+from dit_video.models.wan.layouts import DIFFUSERS
+from dit_video.nn import int8, linear
+from dit_video.nn.int8 import Int8, check_int8
+from dit_video.nn.linear import Linear, quantised
+
+CONFIG = DiTConfig(dim=128, ffn_dim=256, num_heads=2, num_layers=3, text_dim=48)
+
+
+def as_defined(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, limit: int) -> torch.Tensor:
+    """Both quantised as said, the product in whole numbers, each step by itself."""
+    row, token = weight.abs().amax(1) / limit, x.abs().amax(1) / 127
+    w, a = (weight / row[:, None]).round().long(), (x / token[:, None]).round().long()
+    assert w.abs().max() == limit and a.abs().max() == 127
+    return ((a @ w.T) * token.double()[:, None] * row.double() + bias).float()
+
+
+def difference(got: torch.Tensor, want: torch.Tensor) -> float:
+    return ((got - want).norm() / want.norm()).item()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_int8_is_what_it_is_defined_to_be(dtype):
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(37, 96, dtype=dtype), torch.randn(80, 96), torch.randn(80)
+    x[3] *= 100  # a token with a scale of its own
+    product = Int8(weight)
+    want = as_defined(x.float(), weight, bias, 127 if int8._adds_exactly() else 64)
+    got = product(x, bias)
+    assert got.dtype == dtype
+    assert difference(got, want) < (1e-3 if dtype == torch.float32 else 4e-3)
+    exact = x.double() @ weight.double().T + bias
+    assert 1e-3 < difference(got, exact) < 2.5e-2
+
+
+def test_the_largest_numbers_do_not_saturate():
+    """Products of 8 bits are added in 16 where there is no VNNI, so that large pairs are cut off silently."""
+    weight = torch.ones(32, 512)
+    weight[1] = -1
+    weight[2, ::2] = -1
+    x = torch.ones(3, 512)
+    x[1] = -1
+    got = Int8(weight)(x, None)
+    torch.testing.assert_close(got, x @ weight.T, rtol=1e-6, atol=1e-3)
+
+
+def test_zeros_stay_zero():
+    product = Int8(torch.zeros(32, 64))
+    assert (product(torch.randn(4, 64), None) == 0).all()
+    assert (Int8(torch.randn(32, 64))(torch.zeros(2, 64), torch.ones(32)) == 1).all()
+
+
+def test_weights_of_16_bits_are_multiplied_in_float32_where_the_processor_does_not(monkeypatch):
+    torch.manual_seed(0)
+    model = WanDiT(CONFIG).to(torch.bfloat16).eval()
+    exact = WanDiT(CONFIG).eval()
+    exact.load_state_dict(model.state_dict())
+    latent, embed, times = torch.randn(16, 2, 4, 6), torch.randn(5, 48), [torch.full((2,), 500.0)]
+
+    def error(supported: bool) -> float:
+        monkeypatch.setattr(linear, "multiplies", lambda dtype, device: supported)
+        with torch.no_grad():
+            return difference(*(m([latent], times, m.encode_text([embed]), [0])[0] for m in (model, exact)))
+
+    assert error(False) < 1e-5 < error(True) < 2e-2
+
+
+@torch.no_grad()
+def test_a_model_is_quantised_as_it_is_loaded(tmp_path):
+    torch.manual_seed(0)
+    model, file = WanDiT(CONFIG).eval(), tmp_path / "model.safetensors"
+    save_model(model, file, DIFFUSERS)
+
+    def build() -> WanDiT:
+        made = WanDiT(CONFIG)
+        quantised(made.blocks, "int8")
+        return made
+
+    loaded = load_into(build, describe(file), DIFFUSERS, dtype=torch.float32)
+    layers = [module for module in loaded.modules() if isinstance(module, Linear)]
+    of_blocks = [module for block in loaded.blocks for module in block.modules() if isinstance(module, Linear)]
+    assert len(of_blocks) == 3 * 10
+    for layer in layers:
+        assert layer.weight.is_meta == (layer.product is not None) == any(layer is each for each in of_blocks)
+    at_use = WanDiT(CONFIG).eval()  # as layers are that are streamed
+    at_use.load_state_dict(model.state_dict())
+    quantised(at_use.blocks, "int8")
+    latent, embed, times = torch.randn(16, 2, 4, 6), torch.randn(5, 48), [torch.full((2,), 500.0)]
+    want, got, same = (m([latent], times, m.encode_text([embed]), [0])[0] for m in (model, loaded, at_use))
+    assert difference(got, same) < 1e-3 < difference(got, want) < 3e-2
+
+
+def test_refused_where_there_are_no_such_products():
+    check_int8(torch.device("cpu"), torch.float32)
+    with pytest.raises(UsageError, match="this is cuda; the nearest is --device cpu"):
+        check_int8(torch.device("cuda"), torch.bfloat16)
