@@ -15,6 +15,7 @@ from torch import Tensor
 from dit_video.checkpoints.parts import Keep
 from dit_video.errors import DvgenError
 from dit_video.machine import is_out_of_memory, peak_memory
+from dit_video.nn.graphs import Repeats
 from dit_video.shapes import Grid, VideoShape
 from dit_video.text.cache import EmbeddingCache
 from dit_video.text.files import has_library
@@ -85,8 +86,9 @@ class Stages:
     seconds: time spent so far on "load", "text", "encode", "denoise" and "decode". forwards: clips put through the
     transformer so far, counted by the transformer itself. readings, embeds: of the prompts so far, each read once.
     keep_layers: of the parts whose layers are streamed, what stays in memory, see `Plan`. cache: of what the text
-    encoder made of prompts. clock: told what stages take, for later runs. note and warn: where sentences go that may,
-    and that should not, be left out when little is to be said.
+    encoder made of prompts. clock: told what stages take, for later runs. compile: transformers' blocks are compiled.
+    graphs: calls of transformers that repeat are CUDA graphs, but of those whose layers are streamed. note and warn:
+    where sentences go that may, and that should not, be left out when little is to be said.
     """
 
     def __init__(
@@ -99,13 +101,15 @@ class Stages:
         keep_layers: Mapping[str, Keep] | None = None,
         cache: EmbeddingCache | None = None,
         clock: Clock | None = None,
+        compile: bool = False,
+        graphs: bool = False,
         progress: Progress = _silent,
         note: Note = _silent,
         warn: Note = _silent,
     ) -> None:
         self.checkpoint, self.dtype, self.device, self.keep = checkpoint, dtype, device, keep
         self.keep_layers, self.cache = dict(keep_layers or {}), cache
-        self.clock = clock
+        self.clock, self.compile, self.graphs = clock, compile, graphs
         self.progress, self.note, self.warn = progress, note, warn
         self.seconds: dict[str, float] = defaultdict(float)
         self.readings: dict[str, Reading] = {}
@@ -130,7 +134,17 @@ class Stages:
 
     def dit(self, which: str = "transformer") -> "WanDiT":
         """The transformer, or "transformer_2", the low-noise expert."""
-        return self._stage(which, partial(self.checkpoint.load_dit, which, **self._streamed(which)))
+        return self._stage(which, partial(self._load_dit, which))
+
+    def _load_dit(self, which: str, **place: Any) -> "WanDiT":
+        dit = self.checkpoint.load_dit(which, **self._streamed(which), **place)
+        if self.compile:
+            dit.compile_blocks()
+        if self.graphs and which in self.keep_layers:
+            self.warn(f"{which}: its layers are streamed, so that its steps are not recorded as CUDA graphs")
+        elif self.graphs:
+            dit.graphs = Repeats()
+        return dit
 
     def _streamed(self, part: str) -> dict[str, Any]:
         """What a stage is loaded with beside its place; only checkpoints of files know of it."""
@@ -192,7 +206,8 @@ class Stages:
             yield
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
-            if self.clock and measured:
+            compiling = self.compile and activity == "denoise"  # which says nothing of the next run
+            if self.clock and measured and not compiling:
                 taken = time.perf_counter() - started - (self.seconds["load"] - loading)
                 self.clock.took(measured(self.clock), taken)
         finally:

@@ -120,5 +120,6 @@ def _groups(tasks: "Sequence[Task]") -> "list[list[Task]]":
     groups: dict[Any, list[Task]] = {}
     for task in tasks:
         shared = task.request.sampling
-        groups.setdefault((shared.model, shared.dtype, shared.device, shared.memory), []).append(task)
+        place = shared.dtype, shared.device, shared.memory, shared.compile, shared.cuda_graphs
+        groups.setdefault((shared.model, *place), []).append(task)
     return list(groups.values())

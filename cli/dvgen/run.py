@@ -110,7 +110,8 @@ class Run:
 
         first = every[0].video
         (device, dtype), checkpoint = first.place, first.checkpoint
-        available = memory_for(device, first.sampling.memory)
+        sampling = first.sampling
+        available = memory_for(device, sampling.memory)
         largest = max((each.video.plan for each in every), key=lambda plan: plan.nbytes)
         self.keep = largest.nbytes + weights_bytes(checkpoint, dtype.itemsize) < available
         self.most = tokens_together(checkpoint, itemsize=dtype.itemsize, available=available)
@@ -123,6 +124,8 @@ class Run:
             keep_layers=largest.keep_layers,
             cache=users_cache(made_by(files, dtype_name(dtype), device.type)) if files else None,
             clock=users_clock(checkpoint, dtype_name(dtype), device.type, largest.keep_layers),
+            compile=sampling.compile,
+            graphs=sampling.cuda_graphs,
             progress=self.board.progress,
             warn=self.board.warn,
         )

@@ -49,6 +49,8 @@ class Sampling:
     dtype: str
     device: str
     memory: int | None
+    compile: bool
+    cuda_graphs: bool
     output: Path | None
     save_latents: Path | None
     keep_latents: bool
@@ -230,6 +232,8 @@ class Sampling:
             "guidance-interval": settings.guidance_interval,
             "dtype": dtype_name(dtype),
             "device": device.type,
+            "compile": self.compile,
+            "cuda-graphs": self.cuda_graphs,
         }
         options = {**video, **how, **self.model.line()}
         model, content = checkpoint.signature[:16], (together(checkpoint.files, known_hash) or "")[:16]
@@ -330,6 +334,8 @@ class Sampling:
             keep_layers=plan.keep_layers,
             cache=users_cache(made_by(files, dtype_name(dtype), device.type)) if files else None,
             clock=users_clock(checkpoint, dtype_name(dtype), device.type, plan.keep_layers),
+            compile=self.compile,
+            graphs=self.cuda_graphs,
             progress=speaker.progress,
             note=speaker.note,
             warn=warn,
@@ -367,4 +373,10 @@ class Sampling:
         from dit_video.machine import pick_device, pick_dtype
 
         device = pick_device(self.device)
+        if self.cuda_graphs and device.type != "cuda":
+            raise UsageError(f"--cuda-graphs: there are none on {device.type}; the nearest is to leave it out.")
+        if self.compile:
+            from dit_video.nn.regional import check_compiler
+
+            check_compiler(device.type)
         return device, pick_dtype(self.dtype, device)

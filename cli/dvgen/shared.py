@@ -107,6 +107,12 @@ def _options(
     memory: Annotated[
         Text, _machine("--memory", "SIZE", "Such as 6GiB: layers that do not fit in it are read as they are needed.")
     ] = None,
+    compile: Annotated[
+        bool, _machine("--compile", None, "Compile the transformer's blocks first: a minute or two, for many steps.")
+    ] = False,
+    cuda_graphs: Annotated[
+        bool, _machine("--cuda-graphs", None, "Record steps of the same shape on a GPU, and replay them.")
+    ] = False,
     random_weights: Annotated[
         bool, _machine("--random-weights", None, "A tiny model of noise: tries the program.")
     ] = False,
@@ -142,6 +148,8 @@ def _options(
         dtype=options.choice("--dtype", dtype, limits.DTYPES),
         device=options.choice("--device", device, limits.DEVICES),
         memory=given(memory, options.memory),
+        compile=compile,
+        cuda_graphs=cuda_graphs,
         output=output,
         save_latents=save_latents,
         keep_latents=keep_latents,

@@ -8,6 +8,7 @@ from dit_video.models.wan.configs import DiTConfig
 from dit_video.models.wan.dit import WanDiT
 from dit_video.nn import regional
 from dit_video.nn.graphs import MOST, Call, Repeats
+from dit_video.nn.streaming import StreamedList
 
 CONFIG = DiTConfig(dim=64, ffn_dim=96, num_heads=2, num_layers=3, in_dim=4, out_dim=4, text_dim=24)
 PACKS = ([(2, 4, 6)], [(3, 4, 4)], [(1, 8, 6)], [(2, 4, 6), (2, 4, 6)], [(2, 4, 6), (3, 8, 4), (1, 2, 2)])
@@ -153,3 +154,21 @@ def test_the_kinds_that_were_called_last_are_kept():
     repeats(kinds[0], torch.neg, x)
     assert repeats.recorded == MOST + 1
     assert torch.equal(repeats(kinds[0], torch.neg, 3 * x), -3 * x)
+
+
+@torch.no_grad()
+def test_streamed_blocks_are_compiled_once_too(model):
+    torch._dynamo.reset()
+    want = [velocities(model, shapes) for shapes in PACKS[:3]]
+    weights = [{name: tensor.clone() for name, tensor in block.named_parameters()} for block in model.blocks]
+
+    def fill(index, slot, names):
+        chosen = {name: tensor for name, tensor in weights[index].items() if not names or name.startswith(tuple(names))}
+        return {name: tensor.clone() for name, tensor in chosen.items()}
+
+    model.blocks = StreamedList(model.blocks, fill, kept=[1])
+    backend, made = counting()
+    model.compile_blocks(backend=backend)
+    for shapes, expected in zip(PACKS, want, strict=False):
+        torch.testing.assert_close(velocities(model, shapes), expected, rtol=1e-4, atol=1e-5)
+    assert len(made) == 1
