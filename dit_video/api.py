@@ -44,6 +44,7 @@ from dit_video.timing import users_clock
 from dit_video.video.fit import fit_frames
 from dit_video.video.io import WrittenVideo, read_picture, read_video, write_video
 from dit_video.windows import Windows, head_frames, sliding
+from dit_video.work import why_not_fast
 
 Picture = str | Path | np.ndarray  # a file, or (H, W, 3) uint8
 Frames = str | Path | np.ndarray  # a file, or (T, H, W, 3) uint8
@@ -148,7 +149,8 @@ class Model:
             fit: how pictures of another size are made to fit, of `limits.FITS`.
             seed: drawn where there is none; `Video.seed` tells it.
             on_step: called after every denoising step; what it raises ends the denoising.
-            settings: negative, steps, solver, sigmas, shift, guidance (one scale or two), guidance_interval, preset.
+            settings: negative, steps, solver, sigmas, shift, guidance (one scale or two), guidance_interval, preset,
+                fast (True or False).
 
         Raises:
             DvgenError: a value that cannot be, too little memory, or a model that cannot do this.
@@ -278,6 +280,8 @@ class Model:
         negative = asked.pop("negative", None)
         experts = self.checkpoint.boundary is not None
         how = settings_of(self.checkpoint.defaults, experts=experts, strength=strength, **_checked_settings(asked))
+        if words := why_not_fast(how, self.checkpoint.boundary):
+            _warn(words)
         number = secrets.randbelow(2**32) if seed is None else limits.whole("seed", str(seed), 0, limits.MAX_SEED)
         if words := self.checkpoint.untrained(shape):
             _warn(words)
@@ -480,6 +484,7 @@ def _checked_settings(asked: Mapping[str, Any]) -> dict[str, Any]:
         "shift": lambda value: limits.number("shift", str(value), *limits.SHIFT),
         "guidance": _guidance,
         "guidance_interval": _interval,
+        "fast": _fast,
         "preset": lambda value: limits.choice("preset", str(value), tuple(PRESETS)),
     }
     for name in asked:
@@ -501,6 +506,12 @@ def _interval(value: Sequence[float]) -> tuple[float, float]:
     if low > high:
         raise UsageError(f"guidance_interval {value}: must be (low, high); the nearest is {(high, low)}.")
     return low, high
+
+
+def _fast(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise UsageError(f"fast {value!r}: must be True or False.")
+    return value
 
 
 def _pair(name: str, value: Any, meaning: str) -> tuple[Any, Any]:

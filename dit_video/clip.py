@@ -35,8 +35,8 @@ class Settings:
 
     solver: a key of `flow.solvers.SOLVERS`. sigmas: "release" or "diffusers". shift: above 0. guidance: one scale, or
     those of the high-noise and of the low-noise expert; 1 is none. guidance_interval: the lowest and the highest noise
-    level that is guided. strength: from 0 to 1, the share of the steps that is taken where clips have a start; above 0
-    it is one step at least.
+    level that is guided. fast: steps are skipped, see `flow.caching`. strength: from 0 to 1, the share of the steps
+    that is taken where clips have a start; above 0 it is one step at least.
     """
 
     steps: int
@@ -45,6 +45,7 @@ class Settings:
     shift: float = 1.0
     guidance: tuple[float, ...] = (1.0,)
     guidance_interval: tuple[float, float] = (0.0, 1.0)
+    fast: bool = False
     strength: float = 1.0
 
     @property
@@ -65,6 +66,7 @@ def settings_of(
     shift: float | None = None,
     guidance: tuple[float, ...] | None = None,
     guidance_interval: tuple[float, float] | None = None,
+    fast: bool = False,
     strength: float = 1.0,
 ) -> Settings:
     """What was asked for, the preset's settings for what was not, and the model's for the rest.
@@ -85,6 +87,7 @@ def settings_of(
         shift=shift or defaults.shift,
         guidance=guidance or defaults.guidance,
         guidance_interval=guidance_interval or (0.0, 1.0),
+        fast=fast,
         strength=strength,
     )
 

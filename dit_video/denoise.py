@@ -6,7 +6,7 @@ the same whatever else is in the pack. The solvers are elementwise, so the pack 
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,6 +25,7 @@ from dit_video.shapes import VideoShape
 from dit_video.stages import Checkpoint, Stages
 from dit_video.timing import Clock, Task
 from dit_video.unfinished import Together, Unfinished, keeping
+from dit_video.work import steps_of
 
 if TYPE_CHECKING:
     from dit_video.models.wan.dit import WanDiT
@@ -67,9 +68,14 @@ def sample_latents(
     noise = _Noise(stages.checkpoint, clips)
     x = _flat([_begin(eps, clip.start, sigma) for eps, clip in zip(noise.draw(), clips, strict=True)]).to(stages.device)
     begin = (unfinished and unfinished.read(stages.device)) or State(0, x)
+    held = held_levels(settings, stages.checkpoint.boundary, levels)
+    velocity: Tensor | None = None
+    if held and begin.step:
+        *kept, velocity = begin.kept
+        begin = State(begin.step, begin.x, tuple(kept))
     prompts = list(dict.fromkeys(text for clip in clips for text in prompts_of(clip, settings)))
     embeds = encode_prompts(stages, prompts) if begin.step < total else []
-    denoiser = _Denoiser(stages, clips, settings, prompts, embeds)
+    denoiser = _Denoiser(stages, clips, settings, prompts, embeds, held, velocity)
     if begin.step == total:
         return denoiser.with_known(denoiser.unpack(begin.x))
 
@@ -87,7 +93,7 @@ def sample_latents(
             watch(state.step, total, denoiser.unpack(denoised))
         try:
             if unfinished:
-                unfinished.step(state, total)
+                unfinished.step(denoiser.with_velocity(state), total)
         except CheckpointError as error:  # no reason to lose the video as well
             if not is_told:
                 stages.warn(f"the state of denoising cannot be kept: {error}")
@@ -105,6 +111,12 @@ def sample_latents(
             denoiser, begin, levels, draw=lambda: _flat(noise.draw()).to(stages.device), on_step=on_step
         )
     return denoiser.with_known(denoiser.unpack(x))
+
+
+def held_levels(settings: Settings, boundary: float | None, levels: Levels) -> set[float]:
+    """The levels at which the velocity of the level before is used once more."""
+    steps = zip(levels.sigmas.tolist(), steps_of(settings, boundary), strict=False)
+    return {sigma for sigma, step in steps if not step.computed}
 
 
 def _likely(dtype: torch.dtype) -> str:
@@ -135,11 +147,22 @@ class _Noise:
 
 
 class _Denoiser:
-    """denoise(x, sigma, timestep) of a pack, x and the result flat: its clips' (C, T, H, W) one after the other."""
+    """denoise(x, sigma, timestep) of a pack, x and the result flat: its clips' (C, T, H, W) one after the other.
+
+    held: levels at which the latest velocity is used once more. velocity: that, flat, where there are any.
+    """
 
     def __init__(
-        self, stages: Stages, clips: Sequence[Clip], settings: Settings, prompts: list[str], embeds: list[Tensor]
+        self,
+        stages: Stages,
+        clips: Sequence[Clip],
+        settings: Settings,
+        prompts: list[str],
+        embeds: list[Tensor],
+        held: Set[float],
+        velocity: Tensor | None,
     ) -> None:
+        self.held, self.velocity = held, velocity
         self.stages, self.settings, self.embeds = stages, settings, embeds
         self.sizes = [latent_size(stages.checkpoint, clip.shape) for clip in clips]
         self.cond = [prompts.index(clip.prompt) for clip in clips]
@@ -162,6 +185,22 @@ class _Denoiser:
         return dit, self.keys[which], self.settings.guidance[-1 if low_noise else 0]
 
     def __call__(self, x: Tensor, sigma: float, timestep: float) -> Tensor:
+        velocity = self.velocity if sigma in self.held else None
+        if velocity is None:
+            velocity = self._velocity(x, sigma, timestep)
+        if self.held:
+            self.velocity = velocity
+        return _flat(self.with_known(self.unpack(x - sigma * velocity)))
+
+    def with_velocity(self, state: State) -> State:
+        """What is kept of a run: the solver's state, and the velocity last where a step may need it."""
+        if not self.held:
+            return state
+        assert self.velocity is not None
+        return State(state.step, state.x, (*state.kept, self.velocity))
+
+    def _velocity(self, x: Tensor, sigma: float, timestep: float) -> Tensor:
+        """The velocity of the pack, guided where it is, flat."""
         dit, keys, scale = self.expert(timestep)
         latents = [
             clean if known is None or known.channels is None else torch.cat([clean, known.channels])
@@ -169,14 +208,12 @@ class _Denoiser:
         ]
         times = [self._times(timestep, clip) for clip in range(len(self.sizes))]
         if not needs_guidance(sigma, scale, self.settings.guidance_interval):
-            velocity = self._predict(dit, keys, latents, times, self.cond)
-        elif self.together:
+            return self._predict(dit, keys, latents, times, self.cond)
+        if self.together:
             cond, uncond = self._predict(dit, keys, latents * 2, times * 2, self.cond + self.uncond).chunk(2)
-            velocity = guided(cond, uncond, scale)
         else:
             cond, uncond = (self._predict(dit, keys, latents, times, prompts) for prompts in (self.cond, self.uncond))
-            velocity = guided(cond, uncond, scale)
-        return _flat(self.with_known(self.unpack(x - sigma * velocity)))
+        return guided(cond, uncond, scale)
 
     def _predict(
         self, dit: "WanDiT", keys: "Keys", latents: list[Tensor], times: list[Tensor], prompts: list[int]

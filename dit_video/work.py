@@ -1,10 +1,11 @@
 """The arithmetic of a run, told by configs and sizes: how often the transformer runs, and what a stage computes."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from dit_video.flow.caching import LEAST_STEPS, SOLVERS, computed_steps
 from dit_video.flow.guidance import needs_guidance
 from dit_video.flow.ramps import NUM_TRAIN_TIMESTEPS, float32, ramp_of, timesteps_of
 from dit_video.shapes import VideoShape
@@ -31,8 +32,21 @@ class Passes:
         return sum(self.by_part.values())
 
 
-def passes_of(settings: "Settings", boundary: float | None) -> Passes:
-    """What denoising with these settings takes, counted level by level.
+@dataclass(frozen=True)
+class Step:
+    """What a step of denoising takes.
+
+    part: the transformer of its level. guided: with the pass without the prompt. computed: not skipped, see
+    `flow.caching`.
+    """
+
+    part: str
+    guided: bool
+    computed: bool = True
+
+
+def steps_of(settings: "Settings", boundary: float | None) -> list[Step]:
+    """The steps that denoising with these settings takes.
 
     boundary: the noise level from which up the first of two experts denoises; None for one transformer.
 
@@ -40,16 +54,43 @@ def passes_of(settings: "Settings", boundary: float | None) -> Passes:
         UsageError: settings that give no levels, see `ramp_of`.
     """
     ramp = ramp_of(settings.steps, shift=settings.shift, convention=settings.sigmas, solver=settings.solver)
-    times = timesteps_of(ramp, settings.solver)
-    first = settings.first_step
-    found: dict[str, int] = {}
-    for step, (sigma, time) in list(enumerate(zip(ramp, times, strict=True)))[first:]:
-        # Heun's method also evaluates the level that a step leads to, but for 0.
-        count = 2 if settings.solver == "heun" and step > first else 1
+    every = []
+    for sigma, time in zip(ramp, timesteps_of(ramp, settings.solver), strict=True):
         low = boundary is not None and time < boundary * NUM_TRAIN_TIMESTEPS
         guided = needs_guidance(float32(sigma), settings.guidance[-1 if low else 0], settings.guidance_interval)
-        part = "transformer_2" if low else "transformer"
-        found[part] = found.get(part, 0) + count * (2 if guided else 1)
+        every.append(Step("transformer_2" if low else "transformer", guided))
+    first = settings.first_step
+    if not settings.fast:
+        return every[first:]
+    computed = computed_steps(every, first, settings.solver)
+    return [replace(step, computed=is_computed) for step, is_computed in zip(every[first:], computed, strict=True)]
+
+
+def why_not_fast(settings: "Settings", boundary: float | None) -> str:
+    """Why no step is skipped though it was asked for, in a sentence; "" where some are, or it was not."""
+    if not settings.fast or not all(step.computed for step in steps_of(settings, boundary)):
+        return ""
+    if settings.solver not in SOLVERS:
+        return f"--fast skips nothing: not with the solver {settings.solver}, only with {', '.join(SOLVERS)}."
+    if settings.steps < LEAST_STEPS:
+        return f"--fast skips nothing: {settings.steps} steps are too few; it begins at {LEAST_STEPS}."
+    return "--fast skips nothing: of the few steps that are taken all are needed."
+
+
+def passes_of(settings: "Settings", boundary: float | None) -> Passes:
+    """What denoising with these settings takes, counted level by level.
+
+    boundary: see `steps_of`.
+
+    Raises:
+        UsageError: settings that give no levels, see `ramp_of`.
+    """
+    found: dict[str, int] = {}
+    for number, step in enumerate(steps_of(settings, boundary)):
+        # Heun's method also evaluates the level that a step leads to, but for 0.
+        count = 2 if settings.solver == "heun" and number > 0 else 1
+        if step.computed:
+            found[step.part] = found.get(step.part, 0) + count * (2 if step.guided else 1)
     return Passes(found)
 
 

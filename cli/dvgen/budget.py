@@ -37,11 +37,26 @@ def parse(text: str) -> float:
 def candidates(settings: "Settings") -> Iterator["Settings"]:
     """Settings that take less and less time, the given ones first.
 
-    Half of the steps are given up before any guidance; then guidance at low noise, which decides the least (arXiv
-    2404.07724); then more steps, and at last all guidance.
+    At first steps are skipped, as by --fast, which changes the frames the least. Then half of the steps are given up
+    before any guidance; then guidance at low noise, which decides the least (arXiv 2404.07724); then more steps, and at
+    last all guidance.
     """
+    from dit_video.work import passes_of, why_not_fast
+
+    yield settings
+    fewest = passes_of(settings, None).count
+    for each in _given_up(settings):
+        found = replace(each, fast=False) if why_not_fast(each, None) else each
+        if (count := passes_of(found, None).count) < fewest:
+            fewest = count
+            yield found
+
+
+def _given_up(settings: "Settings") -> Iterator["Settings"]:
+    """The same with some that take no less than those before, and some of so few steps that none is skipped."""
     least = min(LEAST_STEPS, settings.steps)
     half = max(least, settings.steps // 2)
+    settings = replace(settings, fast=True)
     for steps in range(settings.steps, half - 1, -1):
         yield replace(settings, steps=steps)
     low, high = settings.guidance_interval
@@ -120,6 +135,8 @@ def fitted(ready: "Prepared", clock: "Clock", *, over: float | None = None, hope
 def traded(before: "Settings", after: "Settings") -> str:
     """What was given up, in words."""
     parts = []
+    if after.fast and not before.fast:
+        parts.append("--fast")
     if after.steps != before.steps:
         parts.append(f"{after.steps} steps instead of {before.steps}")
     if after.guidance != before.guidance:

@@ -15,7 +15,7 @@ from dit_video.errors import DvgenError
 from dvgen import budget, console
 from dvgen.download import size
 from dvgen.problems import Problems
-from dvgen.takes import ways
+from dvgen.takes import steps_in_words, ways
 
 if TYPE_CHECKING:
     from dit_video.place import Foreseen
@@ -109,6 +109,7 @@ def report(ready: "Prepared", place: "Foreseen", heard: Heard) -> Report:
         chosen.tell(checkpoint, heard.note, heard.warnings.append)
     if words := checkpoint.untrained(plan.shape):
         heard.warnings.append(words)
+    ready.tell_fast(heard.warnings.append)
     if words := _unknown_words(ready):
         heard.warnings.append(words)
     outputs: list[Path] = []
@@ -141,9 +142,7 @@ def report(ready: "Prepared", place: "Foreseen", heard: Heard) -> Report:
         "seconds": _seconds(ready, output),
         "notes": heard.notes,
     }
-    return Report(
-        problems=problems.found, warnings=heard.warnings, facts=facts, lines=_lines(facts, ready.settings.solver)
-    )
+    return Report(problems=problems.found, warnings=heard.warnings, facts=facts, lines=_lines(facts, ready))
 
 
 def _named(sampling: "Sampling", output: Path) -> Path:
@@ -173,6 +172,7 @@ def _computed(ready: "Prepared") -> dict[str, Any]:
         "tokens": plan.tokens,
         "windows": ready.windows,
         "steps": settings.steps - settings.first_step,
+        "computed_steps": sum(step.computed for step in ready.steps),
         "forwards": course.passes.count * len(course.shapes),
         "flops": plan.pass_flops * course.passes.count * len(course.shapes),
         "prompts_to_read": course.prompts,
@@ -200,7 +200,8 @@ def _disk(ready: "Prepared", output: Path | None) -> dict[str, Any]:
     latent = grid.latent(plan.shape)
     one = size_of_latents(ready.checkpoint.latent_channels, (latent.frames, latent.height, latent.width))
     kept = one * bool(sampling.keep_latents or sampling.save_latents)
-    state = one * KEPT.get(ready.settings.solver, 1) * ready.windows
+    skips = not all(step.computed for step in ready.steps)
+    state = one * (KEPT.get(ready.settings.solver, 1) + skips) * ready.windows
     folder = output.parent if output else Path()
     while not folder.exists():
         folder = folder.parent
@@ -258,7 +259,7 @@ def _unknown_words(ready: "Prepared") -> str:
     return f"this model never learnt the word{'s' * (len(words) > 1)} {listed}." if words else ""
 
 
-def _lines(facts: Mapping[str, Any], solver: str) -> list[tuple[str, str]]:
+def _lines(facts: Mapping[str, Any], ready: "Prepared") -> list[tuple[str, str]]:
     padded, memory, disk, seconds = (facts[name] for name in ("padded", "memory", "disk", "seconds"))
     times = f"{facts['videos']} times " if facts["videos"] > 1 else ""
     video = f"{times}{facts['width']}x{facts['height']}, {facts['frames']} frames at {facts['fps']:g} per second"
@@ -266,11 +267,12 @@ def _lines(facts: Mapping[str, Any], solver: str) -> list[tuple[str, str]]:
     clips = f"{facts['windows']} windows of at most " if facts["windows"] > 1 else ""
     stages = [f"{word} {size(memory[name])}" for name, word in STAGES.items() if memory[name]]
     files = [f"{word} {size(disk[word])}" for word in ("video", "latents", "state") if disk[word]]
+    passes = f"{facts['forwards']} passes through the transformer"
     lines = [
         ("model", f"{facts['model']['path']} ({facts['model']['variant']})"),
         ("video", f"{video}, in {facts['path']}"),
         ("computed", f"{clips}{padded['width']}x{padded['height']}, {padded['frames']} frames: {grid}"),
-        ("steps", f"{facts['steps']} of {solver}, {facts['forwards']} passes through the transformer"),
+        ("steps", f"{steps_in_words(ready.steps)}, of {ready.settings.solver}: {passes}"),
         *(("how", way) for way in facts["strategy"]),
         ("memory", f"{', '.join(stages)}; of {size(memory['available'])}"),
         ("disk", f"{', '.join(files)} at most; {size(disk['free'])} are free"),

@@ -105,6 +105,7 @@ def evaluate(
         Text, _option("--shift", "F", "Above 1: more of the steps at high noise.", panel="Sampling")
     ] = None,
     guidance: Annotated[Text, _option("--guidance", "F", "Guidance scale; 1 is none.", panel="Sampling")] = None,
+    fast: Annotated[bool, _option("--fast", None, options.FAST_HELP, panel="Sampling")] = False,
     reconstruct: Annotated[
         bool, _option("--reconstruct", None, "The autoencoder alone, on the true scenes.", of="eval", panel="Questions")
     ] = False,
@@ -129,6 +130,7 @@ def evaluate(
         "solver": options.given(solver, options.solver),
         "shift": options.given(shift, options.shift),
         "guidance": options.given(guidance, options.guidance),
+        "fast": fast or None,
         "strength": options.given(strength, options.strength),
     }
     from dit_video.scenes.world import MAX_SIDE, MIN_SIDE
@@ -202,6 +204,7 @@ def _answer(request: Request, speaker: console.Speaker) -> "tuple[list[Answer], 
     from dit_video.models import open_checkpoint
     from dit_video.plan import check_memory
     from dit_video.stages import Stages, explained_memory
+    from dit_video.work import why_not_fast
 
     checkpoint, shape = open_checkpoint(request.model).with_loras(request.loras), request.shape
     if checkpoint.beside and not request.reconstruct and request.mode != "image":
@@ -234,6 +237,8 @@ def _answer(request: Request, speaker: console.Speaker) -> "tuple[list[Answer], 
         if request.reconstruct:
             return evaluation.reconstruct(stages, questions, shape, tile=tile, progress=speaker.progress)
         settings = _settings(checkpoint.defaults, request.overrides, request.mode)
+        if words := why_not_fast(settings, checkpoint.boundary):
+            speaker.warn(words)
         negative = checkpoint.defaults.negative
         if request.mode != "text":
             from dit_video.evaluate_modes import Bench, answer_modes

@@ -37,6 +37,7 @@ from dit_video.models.wan.defaults import PRESETS
 T = TypeVar("T")
 
 MESSAGES = "Messages"  # the panel of what a command says
+FAST_HELP = "Skip half of the passes through the model, most of them at low noise; frames change a little."
 NAME_LENGTH = 60
 MAX_COUNT = 10_000
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from dit_video.unfinished import Unfinished
     from dit_video.video.sheet import Strip
     from dit_video.windows import Windows
+    from dit_video.work import Step
 
     Checkpoint = WanCheckpoint | RandomCheckpoint
     Place = tuple[torch.device, torch.dtype]
@@ -74,6 +75,20 @@ class Prepared(ABC):
     def prompts(self) -> list[str]:
         """What is read: the negative prompt only where there is guidance."""
         return [self.prompt, self.negative] if max(self.settings.guidance) > 1 else [self.prompt]
+
+    @property
+    def steps(self) -> "list[Step]":
+        """Those of denoising."""
+        from dit_video.work import steps_of
+
+        return steps_of(self.settings, self.checkpoint.boundary)
+
+    def tell_fast(self, warn: Callable[[str], None]) -> None:
+        """Say so where --fast skips nothing."""
+        from dit_video.work import why_not_fast
+
+        if words := why_not_fast(self.settings, self.checkpoint.boundary):
+            warn(words)
 
     @property
     def suffix(self) -> str:
@@ -358,11 +373,12 @@ def make(request: Request, prepare: Prepare, speaker: console.Speaker) -> None:
     outputs = [file or _output(each, part) for each, part, file in zip(every, parts, there, strict=True)]
     sampling.tell_seed(speaker)
     sampling.tell_size(checkpoint, ready.plan.shape, speaker)
+    ready.tell_fast(sampling.warn(speaker))
     stages = ready.stages(speaker, several=several)
     assert stages.clock is not None
     if first:
         stages.clock.took(stages.clock.program(), begun)
-    speaker.note(what_it_takes(ready.plan, ready.settings, ready.expected(stages.clock), windows=ready.windows))
+    speaker.note(what_it_takes(ready.plan, ready.steps, ready.expected(stages.clock), windows=ready.windows))
     strips: list[Strip] = []
     for each, part, output, old in zip(every, parts, outputs, there, strict=True):
         watching = _Watching(each, stages, speaker, output)

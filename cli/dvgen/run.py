@@ -160,6 +160,7 @@ class Run:
             decoded = (
                 latents is not None and not was and is_of(latents, unfinished, video.sampling.seed) and not rules.fresh
             )
+            video.tell_fast(lambda words: self.board.warn(f"{job.where}: {words}"))
             return Ready(job=job, video=video, path=path, was=was, alone=decoded or not isinstance(video, OneClip))
         except DvgenError as error:
             self._failed(job, error)

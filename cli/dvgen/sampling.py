@@ -42,6 +42,7 @@ class Sampling:
     shift: float | None
     guidance: tuple[float, ...] | None
     guidance_interval: tuple[float, float] | None
+    fast: bool
     seed: int
     seed_drawn: bool
     count: int
@@ -172,6 +173,7 @@ class Sampling:
             shift=self.shift,
             guidance=self.guidance,
             guidance_interval=self.guidance_interval,
+            fast=self.fast,
             strength=strength,
         )
 
@@ -230,6 +232,7 @@ class Sampling:
             "shift": settings.shift,
             "guidance": settings.guidance,
             "guidance-interval": settings.guidance_interval,
+            "fast": settings.fast,
             "dtype": dtype_name(dtype),
             "device": device.type,
             "compile": self.compile,

@@ -47,6 +47,7 @@ def _options(
         Text, _sampling("--guidance", "F[,F]", "Scale, or high-noise,low-noise scales; 1 is none.")
     ] = None,
     guidance_interval: Annotated[Text, _sampling("--guidance-interval", "LOW,HIGH", "Noise levels to guide.")] = None,
+    fast: Annotated[bool, _sampling("--fast", None, options.FAST_HELP)] = False,
     model: Annotated[str, _files("--model -m", "NAME|PATH", chosen.MODEL_HELP, complete=chosen.complete)] = "default",
     vae: Annotated[Path | None, _files("--vae", "FILE", f"The autoencoder {chosen.BESIDE}")] = None,
     text_encoder: Annotated[Path | None, _files("--text-encoder", "FILE", f"The text encoder {chosen.BESIDE}")] = None,
@@ -94,7 +95,9 @@ def _options(
     as_json: Annotated[bool, _files("--json", None, "Print one JSON object instead of the path.")] = False,
     time_budget: Annotated[
         Text,
-        _machine("--time-budget", "TIME", "Such as 60s or 2min: fewer steps and less guidance, if it takes that."),
+        _machine(
+            "--time-budget", "TIME", "Such as 60s or 2min: --fast, then fewer steps and less guidance, as it takes."
+        ),
     ] = None,
     dry_run: Annotated[
         bool,
@@ -141,6 +144,7 @@ def _options(
         shift=given(shift, options.shift),
         guidance=given(guidance, options.guidance),
         guidance_interval=given(guidance_interval, options.interval),
+        fast=fast,
         seed=options.seed(seed),
         seed_drawn=seed is None,
         count=given(count, options.count) or 1,

@@ -16,7 +16,7 @@ from dit_video import unfinished
 from dit_video.clip import Settings
 from dit_video.errors import UsageError
 from dit_video.timing import Span, Timings
-from dit_video.work import passes_of
+from dit_video.work import passes_of, why_not_fast
 from tests.program import ROOT, run
 
 SMALL = ["--random-weights", "--size", "48x32", "--frames", "5", "--steps", "12", "--seed", "3"]
@@ -53,6 +53,7 @@ def passes(settings: Settings) -> int:
         Settings(steps=3, guidance=(2.0,)),
         Settings(steps=20, guidance=(4.0,), guidance_interval=(0.7, 1.0)),
         Settings(steps=8, solver="heun", guidance=(4.0,)),
+        Settings(steps=50, guidance=(5.0,), shift=5.0),
     ],
     ids=str,
 )
@@ -61,6 +62,8 @@ def test_each_candidate_takes_less_than_the_one_before(settings: Settings):
     assert every[0] == settings
     counts = [passes(each) for each in every]
     assert counts == sorted(counts, reverse=True) and len(set(counts)) >= len(counts) - 2
+    fast = [each for each in every if each.fast]
+    assert all(why_not_fast(each, None) == "" for each in fast) and bool(fast) == (settings.steps >= 20)
     assert every[-1].steps == min(4, settings.steps) and max(every[-1].guidance) == 1
     assert len(every[-1].guidance) == len(settings.guidance)
 
@@ -87,6 +90,15 @@ def test_what_is_given_up_is_said_done_and_written_down(
     assert f"--steps={made['steps']}" in line and not any("budget" in word for word in line)
     again = CliRunner().invoke(app, ["again", "a.mp4", "-o", "b.mp4"])
     assert again.exit_code == 0 and Path("a.mp4").read_bytes() == Path("b.mp4").read_bytes()
+
+
+def test_skipped_steps_are_the_first_that_is_given_up(one_second_a_pass: None):
+    result = sample("--steps", "20", "--guidance", "4", "--time-budget", "30s", "-o", "a.mp4", "--json")
+    assert result.exit_code == 0 and "--time-budget 30 s: --fast; about 20 s in all" in result.stderr
+    assert json.loads(result.stdout)["forwards"] == 20 and json.loads(result.stdout)["steps"] == 20
+    again = CliRunner().invoke(app, ["again", "a.mp4", "-o", "b.mp4", "--json"])
+    assert again.exit_code == 0 and json.loads(again.stdout)["forwards"] == 20
+    assert Path("a.mp4").read_bytes() == Path("b.mp4").read_bytes()
 
 
 def test_too_little_time_is_refused_with_what_it_takes(one_second_a_pass: None):

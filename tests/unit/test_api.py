@@ -132,6 +132,7 @@ def test_the_other_modes_keep_what_is_given():
         ({"shift": -1}, "the nearest is 0.1"),
         ({"guidance": (1, 2, 3)}, "must be one scale or two"),
         ({"guidance": (2, 3)}, "takes one scale; the nearest is 2"),
+        ({"fast": "yes"}, "fast 'yes': must be True or False"),
         ({"guidance_interval": (0.9, 0.1)}, r"the nearest is \(0.1, 0.9\)"),
         ({"preset": "fast"}, "the nearest is distilled"),
         ({"stepz": 3}, "the nearest is steps"),

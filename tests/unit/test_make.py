@@ -93,9 +93,15 @@ def test_noise_is_drawn_per_clip_on_the_padded_grid():
         assert close(latents, wanted[0], 1e-6)
 
 
-@pytest.mark.parametrize("solver", ["unipc", "dpmpp-2m-sde", "lcm"])
-def test_a_pack_is_its_clips_one_by_one_in_any_order(solver: str):
-    settings = replace(SETTINGS, solver=solver)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *(replace(SETTINGS, solver=solver) for solver in ("unipc", "dpmpp-2m-sde", "lcm")),
+        replace(SETTINGS, steps=20, fast=True),
+    ],
+    ids=str,
+)
+def test_a_pack_is_its_clips_one_by_one_in_any_order(settings: Settings):
     together, backwards = sampled(CLIPS, settings), sampled(CLIPS[::-1], settings)[::-1]
     alone = [sampled([clip], settings)[0] for clip in CLIPS]
     for one, two, three in zip(together, backwards, alone, strict=True):
@@ -127,6 +133,10 @@ def test_prompt_negative_and_seed_matter(change: dict[str, Any]):
         (Settings(steps=4, guidance=(1.0,)), 4),
         (Settings(steps=4, guidance=(4.0,), solver="heun"), 14),
         (Settings(steps=4, guidance=(4.0,), solver="euler", guidance_interval=(0.4, 0.8)), 6),  # levels 1 .75 .5 .25
+        (Settings(steps=20, guidance=(4.0,), fast=True), 20),
+        (Settings(steps=20, guidance=(4.0,), fast=True, strength=0.5), 6),  # of steps 10 to 19: 10, 13 and 17
+        (Settings(steps=20, guidance=(4.0,), fast=True, solver="lcm"), 40),
+        (Settings(steps=19, guidance=(4.0,), fast=True), 38),
     ],
 )
 def test_forwards_are_counted(settings: Settings, passes: int):

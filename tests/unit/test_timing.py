@@ -16,6 +16,9 @@ from dit_video.calibrate import calibrate
 from dit_video.checkpoints.headers import Summary
 from dit_video.clip import Settings
 from dit_video.course import Course
+from dit_video.denoise import held_levels
+from dit_video.flow import caching
+from dit_video.flow.caching import LEAST_STEPS
 from dit_video.flow.guidance import needs_guidance
 from dit_video.flow.levels import Levels, flow_levels
 from dit_video.flow.ramps import NUM_TRAIN_TIMESTEPS
@@ -36,10 +39,11 @@ SHAPE = VideoShape(num_frames=9, height=64, width=96)
 @pytest.mark.parametrize("sigmas", SIGMAS)
 @pytest.mark.parametrize("interval", [(0.0, 1.0), (0.3, 0.8)])
 @pytest.mark.parametrize("boundary", [None, 0.875])
+@pytest.mark.parametrize("fast", [False, True])
 def test_passes_are_those_that_the_solver_makes(
-    solver: str, sigmas: str, interval: tuple[float, float], boundary: float | None
+    solver: str, sigmas: str, interval: tuple[float, float], boundary: float | None, fast: bool
 ):
-    for steps, strength in ((1, 1.0), (7, 1.0), (10, 0.5), (10, 0.0)):
+    for steps, strength in ((1, 1.0), (7, 1.0), (10, 0.5), (10, 0.0), (20, 1.0), (24, 0.7)):
         settings = Settings(
             steps=steps,
             solver=solver,
@@ -47,19 +51,26 @@ def test_passes_are_those_that_the_solver_makes(
             shift=3.0,
             guidance=(4.0, 1.0) if boundary else (4.0,),
             guidance_interval=interval,
+            fast=fast,
             strength=strength,
         )
+        whole = flow_levels(steps, shift=3.0, convention=sigmas, solver=solver)
+        levels = Levels(whole.sigmas[settings.first_step :], whole.timesteps[settings.first_step :])
+        held = held_levels(settings, boundary, levels)
+        assert bool(held) == (fast and steps >= LEAST_STEPS and solver in caching.SOLVERS)
         made: dict[str, int] = {}
 
-        def denoise(x: torch.Tensor, sigma: float, timestep: float, made=made, settings=settings) -> torch.Tensor:
+        def denoise(
+            x: torch.Tensor, sigma: float, timestep: float, made=made, settings=settings, held=held
+        ) -> torch.Tensor:
+            if sigma in held:
+                return 0.5 * x
             low = boundary is not None and timestep < boundary * NUM_TRAIN_TIMESTEPS
             both = needs_guidance(sigma, settings.guidance[-1 if low else 0], interval)
             part = "transformer_2" if low else "transformer"
             made[part] = made.get(part, 0) + (2 if both else 1)
             return 0.5 * x
 
-        whole = flow_levels(steps, shift=3.0, convention=sigmas, solver=solver)
-        levels = Levels(whole.sigmas[settings.first_step :], whole.timesteps[settings.first_step :])
         if len(levels.timesteps):
             SOLVERS[solver](denoise, State(0, torch.ones(3)), levels, draw=lambda: torch.zeros(3))
         assert passes_of(settings, boundary) == Passes(made)

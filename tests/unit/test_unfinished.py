@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from dit_video.checkpoints.files import load_tensors
 from dit_video.checkpoints.headers import read_metadata
 from dit_video.clip import Clip, Settings
 from dit_video.denoise import sample_latents
+from dit_video.flow import caching
 from dit_video.flow.solvers import SOLVERS, State
 from dit_video.models import open_checkpoint
 from dit_video.models.wan.random import RandomCheckpoint
@@ -70,6 +72,22 @@ def test_it_goes_on_bit_for_bit(solver: str, tmp_path: Path):
         assert steps == [] and torch.equal(latents, whole), "nothing is left to do"
         Unfinished(tmp_path, "k", 3).remove()
         assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("solver", caching.SOLVERS)
+def test_it_goes_on_bit_for_bit_where_steps_are_skipped(solver: str, tmp_path: Path):
+    """From every step on, those too that go on with a velocity of before the end."""
+    settings = Settings(steps=20, solver=solver, guidance=(3.0,), fast=True)
+    whole, _ = sample(settings)
+    assert not torch.equal(whole, sample(replace(settings, fast=False))[0])
+    for stop_after in (1, 6, 7, 12, 17, 19):
+        keep = Unfinished(tmp_path, "k", 3)
+        with pytest.raises(Stop):
+            sample(settings, keep, stop_after)
+        latents, steps = sample(settings, Unfinished(tmp_path, "k", 3))
+        assert steps[0] == stop_after - 1 and torch.equal(latents, whole), stop_after
+        Unfinished(tmp_path, "k", 3).remove()
 
 
 def test_what_takes_no_time_is_not_kept(tmp_path: Path):
