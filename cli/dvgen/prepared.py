@@ -268,7 +268,36 @@ class OneClip(Prepared):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Windowed(Prepared):
+class InWindows(Prepared):
+    """What is made window by window; plan is of the longest one."""
+
+    division: "Windows"
+
+    def _division(self) -> object:
+        return self.division
+
+    def _copied(self) -> int:
+        return self.frames
+
+    def _maker(self, stages: "Stages", unfinished: "Unfinished | None") -> "Maker":
+        from dit_video.extend import Maker
+
+        return Maker(
+            stages,
+            self.settings,
+            prompt=self.prompt,
+            negative=self.negative,
+            seed=self.sampling.seed,
+            size=(self.plan.shape.width, self.plan.shape.height),
+            windows=self.division,
+            tile=self.plan.tile,
+            unfinished=unfinished,
+            strict=self.sampling.strict,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windowed(InWindows):
     """New frames beside those of clips, window by window.
 
     first, second: the clips. backward, forward, loop: new frames before the first, after it, and from its end to the
@@ -280,10 +309,6 @@ class Windowed(Prepared):
     backward: int = 0
     forward: int = 0
     loop: int = 0
-    division: "Windows"
-
-    def _division(self) -> object:
-        return self.division
 
     def _shapes(self) -> "list[VideoShape]":
         sizes = self.division.all_sizes(backward=self.backward, forward=self.forward, loop=self.loop)
@@ -301,9 +326,6 @@ class Windowed(Prepared):
         for number in led:
             found[number] += 1 + STILL_GROUPS * windows.stride + windows.after
         return found
-
-    def _copied(self) -> int:
-        return self.frames
 
     def write(
         self, stages: "Stages", output: Path, unfinished: "Unfinished | None", watching: "_Watching | None" = None
@@ -328,22 +350,6 @@ class Windowed(Prepared):
         overwrite = self.sampling.overwrite
         return write_extended(
             maker, frames, output, fps=self.fps, old_frames=old, overwrite=overwrite, comment=self.comment
-        )
-
-    def _maker(self, stages: "Stages", unfinished: "Unfinished | None") -> "Maker":
-        from dit_video.extend import Maker
-
-        return Maker(
-            stages,
-            self.settings,
-            prompt=self.prompt,
-            negative=self.negative,
-            seed=self.sampling.seed,
-            size=self.first.size,
-            windows=self.division,
-            tile=self.plan.tile,
-            unfinished=unfinished,
-            strict=self.sampling.strict,
         )
 
 

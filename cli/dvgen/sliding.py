@@ -8,28 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 from dit_video.errors import UsageError
 from dvgen.pictures import Placed
-from dvgen.prepared import Prepared
+from dvgen.prepared import InWindows
 from dvgen.sampling import Sampling
 
 if TYPE_CHECKING:
-    from dit_video.extend import Extended, Maker
+    from dit_video.extend import Extended
     from dit_video.shapes import VideoShape
     from dit_video.stages import Stages
     from dit_video.unfinished import Unfinished
-    from dit_video.windows import Windows
     from dvgen.prepared import _Watching
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sliding(Prepared):
+class Sliding(InWindows):
     """A clip made in windows. images, fit: pictures that are frames of it."""
 
     images: Sequence[Placed] = ()
     fit: str = "cover"
-    division: "Windows"
-
-    def _division(self) -> object:
-        return self.division
 
     @property
     def _whole(self) -> "VideoShape":
@@ -51,9 +46,6 @@ class Sliding(Prepared):
         )
         return [first, *rest]
 
-    def _copied(self) -> int:
-        return self.frames
-
     def write(
         self, stages: "Stages", output: Path, unfinished: "Unfinished | None", watching: "_Watching | None" = None
     ) -> "Extended":
@@ -72,22 +64,6 @@ class Sliding(Prepared):
             frames = shown(frames, watching.show)
         how: dict[str, Any] = {"overwrite": self.sampling.overwrite, "comment": self.comment}
         return write_extended(maker, frames, output, fps=self.fps, old_frames=0, **how)
-
-    def _maker(self, stages: "Stages", unfinished: "Unfinished | None") -> "Maker":
-        from dit_video.extend import Maker
-
-        return Maker(
-            stages,
-            self.settings,
-            prompt=self.prompt,
-            negative=self.negative,
-            seed=self.sampling.seed,
-            size=(self.plan.shape.width, self.plan.shape.height),
-            windows=self.division,
-            tile=self.plan.tile,
-            unfinished=unfinished,
-            strict=self.sampling.strict,
-        )
 
 
 def check_options(sampling: Sampling, frames: int, longest: int) -> None:

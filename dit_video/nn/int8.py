@@ -22,7 +22,7 @@ def check_int8(device: torch.device, dtype: torch.dtype) -> None:
     if device.type != "cpu":
         raise UsageError(f"int8 multiplies on the CPU alone, and this is {device.type}; the nearest is --device cpu.")
     if not torch.backends.mkldnn.is_available():
-        raise UsageError("int8 needs a PyTorch with oneDNN, and this one has none; leave --quantize out.")
+        raise UsageError("int8 needs a PyTorch with oneDNN, and this one has none.")
 
 
 class Int8:

@@ -84,7 +84,7 @@ def quantised(modules: Iterable[nn.Module], scheme: str | None) -> None:
 
 
 SCHEMES: dict[str, Callable[[Tensor], Product]] = {"int8": Int8, "fp8": Fp8}
-"""What makes the product of weights (N, K), by the names that `--quantize` takes."""
+"""What makes the product of weights (N, K), by its name; no option of the command leads to them yet."""
 
 CHECKS: dict[str, Callable[[torch.device, torch.dtype], None]] = {"int8": check_int8, "fp8": check_fp8}
 """What refuses a place that has no such products."""
