@@ -14,16 +14,17 @@ import re
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parent.parent
+MEASURED = Path(__file__).parent / "measured.py"
 PACKAGES = ("torch", "diffusers", "transformers", "torchao", "stable-diffusion-cpp-python")
 
 
@@ -93,20 +94,18 @@ def run(side: Side) -> Run:
     Raises:
         SystemExit: it failed; what it wrote to standard error has been seen.
     """
-    start = time.perf_counter()
-    process = subprocess.Popen(
-        list(side.command), stdout=subprocess.PIPE, text=True, env={**os.environ, **side.environment}, cwd=ROOT
-    )
-    assert process.stdout is not None
-    out = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)  # it has been waited for
-    seconds = time.perf_counter() - start
-    if process.returncode:
-        raise SystemExit(f"{side.name} failed with {process.returncode}: {' '.join(side.command)}")
-    lines = out.strip().splitlines()
+    with TemporaryDirectory() as folder:
+        took = Path(folder) / "took.json"
+        command = [sys.executable, "-S", str(MEASURED), str(took), *side.command]
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, text=True, env={**os.environ, **side.environment}, cwd=ROOT
+        )
+        if done.returncode:
+            raise SystemExit(f"{side.name} failed with {done.returncode}: {' '.join(side.command)}")
+        seconds, cpu, peak = json.loads(took.read_text())
+    lines = done.stdout.strip().splitlines()
     said = json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}
-    return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, said)
+    return Run(seconds, cpu, peak, said)
 
 
 def in_turn(sides: Sequence[Side], *, rounds: int, warmup: bool = True) -> dict[str, list[Run]]:

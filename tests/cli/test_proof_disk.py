@@ -135,9 +135,9 @@ def test_an_encoder_that_is_ended_while_it_writes(suffix: str):
         "a",
         "--random-weights",
         "--size",
-        "96x96",
+        "160x160",
         "--frames",
-        "150",
+        "97",  # as many as are made at once
         "--steps",
         "2",
         "--seed",
