@@ -172,7 +172,8 @@ def processor() -> str:
     known = [said for flag, said in INSTRUCTIONS.items() if flags and flag in flags[1].split()]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     model = name[1] if name else platform.machine()
-    return f"{os.cpu_count()} cores of {model} ({', '.join(known)}), {memory:.0f} GiB"
+    has = ", ".join(known) or "no AVX-512"
+    return f"{os.cpu_count()} cores of {model} ({has}), {memory:.0f} GiB"
 
 
 def versions() -> str:
