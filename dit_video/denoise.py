@@ -210,7 +210,7 @@ class _Denoiser:
         if not needs_guidance(sigma, scale, self.settings.guidance_interval):
             return self._predict(dit, keys, latents, times, self.cond)
         if self.together:
-            cond, uncond = self._predict(dit, keys, latents * 2, times * 2, self.cond + self.uncond).chunk(2)
+            cond, uncond = self._predict(dit, keys, latents, times, self.cond + self.uncond).chunk(2)
         else:
             cond, uncond = (self._predict(dit, keys, latents, times, prompts) for prompts in (self.cond, self.uncond))
         return guided(cond, uncond, scale)
@@ -218,11 +218,11 @@ class _Denoiser:
     def _predict(
         self, dit: "WanDiT", keys: "Keys", latents: list[Tensor], times: list[Tensor], prompts: list[int]
     ) -> Tensor:
-        """The flat velocity of the pack, or of the pack twice over, with a prompt for each of its clips."""
+        """The flat velocity of the pack, with a prompt for each of its clips, or for each of the pack several times."""
         text, images = keys
         if images is None:
             return _flat(dit(latents, times, text, prompts))
-        index = [clip % len(self.sizes) for clip in range(len(latents))]
+        index = [clip % len(self.sizes) for clip in range(len(prompts))]
         return _flat(dit(latents, times, text, prompts, images=images, image_index=index))
 
     def _times(self, timestep: float, clip: int) -> Tensor:

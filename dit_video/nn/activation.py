@@ -19,6 +19,9 @@ def gelu_tanh(x: Tensor) -> Tensor:
         # (1 + tanh(u)) / 2 = sigmoid(2 u), which compiles to half the time
         z = x.float()
         return (z * torch.sigmoid(2 * C * z * (1 + A * z * z))).to(x.dtype)
+    if x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_grad_enabled():
+        # the same: torch's tanh takes several times as long as its exponential
+        return (x * x).mul_(2 * C * A).add_(2 * C).mul_(x).sigmoid_().mul_(x)
     return F.gelu(x, approximate="tanh")
 
 

@@ -72,3 +72,8 @@ def unpack_tokens(tokens: Tensor, pack: Pack) -> list[Tensor]:
     """Tokens (N, D) in packed order as one (n_i, D) for each clip in the caller's order."""
     parts = dict(zip(pack.order, tokens.split(pack.spans.lengths), strict=True))
     return [parts[i] for i in range(len(parts))]
+
+
+def repeat_clips(tokens: Tensor, pack: Pack, times: Pack) -> Tensor:
+    """Tokens (N, D) of `pack` as those of a pack of the same clips several times over, one round after the other."""
+    return pack_tokens(unpack_tokens(tokens, pack) * (len(times.order) // len(pack.order)), times)

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from dit_video.nn import fusion
-from dit_video.nn.activation import gelu_tanh
+from dit_video.nn.activation import GELU, gelu_tanh
 from dit_video.nn.adaln import gated_add, modulated_norm, timestep_embedding
+from dit_video.nn.feed_forward import ROWS, FeedForward
 from dit_video.nn.patch import patchify, token_grid, unpatchify
 from dit_video.nn.rope import axis_dims, rms_norm_rotate, rope_table, rotate
 
@@ -98,3 +99,21 @@ def test_timestep_embedding():
     assert embedding[0].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
     angles = torch.tensor([999.5, 99.95, 9.995, 0.9995], dtype=torch.float64)
     torch.testing.assert_close(embedding[1], torch.cat([angles.cos(), angles.sin()]).float())
+
+
+def test_gelu_without_gradients_is_that_of_torch():
+    x = torch.cat([torch.randn(10_000) * 4, torch.tensor([0.0, -1e20, 1e20, -30.0])])
+    want = F.gelu(x.double(), approximate="tanh")
+    with torch.no_grad():
+        assert ((gelu_tanh(x) - want).abs() <= 1e-6 * x.abs().clamp(min=1)).all()
+
+
+@torch.no_grad()
+def test_a_feed_forward_in_parts_is_the_whole():
+    torch.manual_seed(0)
+    layers = FeedForward(torch.nn.Linear(8, 32), GELU(), torch.nn.Linear(32, 8))
+    x = torch.randn(2 * ROWS + 3, 8)
+    seen = []
+    layers[0].register_forward_hook(lambda layer, args, y: seen.append(len(y)))
+    torch.testing.assert_close(layers(x), layers.layers(x), rtol=1e-5, atol=1e-6)
+    assert seen == [ROWS, ROWS, 3, len(x)]

@@ -120,6 +120,19 @@ def test_a_prompt_gives_a_clip_the_same_numbers_whatever_is_encoded_with_it(dtyp
 
 
 @torch.no_grad()
+def test_clips_with_several_prompts_equal_those_with_one_each(monkeypatch):
+    model = random_model()
+    latents, timesteps, prompts, text_index = clips()
+    text, again = model.encode_text(prompts), [1, 1, 0, 2, 2]
+    want = [*model(latents, timesteps, text, text_index), *model(latents, timesteps, text, again)]
+    assert_near(model(latents, timesteps, text, text_index + again), want)
+    tokens = []
+    monkeypatch.setattr(model.blocks[0].self_attn.q, "forward", lambda x: tokens.append(len(x)) or x)
+    model(latents, timesteps, text, text_index + again)
+    assert tokens == [sum(clip[0].numel() // 4 for clip in latents)]  # the first self-attention sees each clip once
+
+
+@torch.no_grad()
 def test_passes_counts_clips():
     model = random_model()
     latents, timesteps, prompts, text_index = clips()

@@ -25,9 +25,10 @@ from dit_video.models.wan.seen import ImageKeys, OfClips, Seen, TextKeys
 from dit_video.nn.activation import GELU
 from dit_video.nn.adaln import gated_add, modulated_norm, timestep_embedding
 from dit_video.nn.attention import attention
+from dit_video.nn.feed_forward import FeedForward
 from dit_video.nn.graphs import Call, Repeats
 from dit_video.nn.linear import Linear, linear, product_dtype
-from dit_video.nn.packing import Pack, make_pack, pack_tokens, unpack_tokens
+from dit_video.nn.packing import Pack, make_pack, pack_tokens, repeat_clips, unpack_tokens
 from dit_video.nn.patch import patchify, token_grid, unpatchify
 from dit_video.nn.regional import any_length, compile_blocks
 from dit_video.nn.rope import rms_norm_rotate
@@ -159,19 +160,34 @@ class Block(nn.Module):
         self.self_attn = SelfAttention(config)
         self.norm3 = nn.LayerNorm(dim, config.eps) if config.cross_attn_norm else nn.Identity()
         self.cross_attn = CrossAttention(config)
-        self.ffn = nn.Sequential(Linear(dim, hidden), GELU(), Linear(hidden, dim))
+        self.ffn = FeedForward(Linear(dim, hidden), GELU(), Linear(hidden, dim))
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
 
     def forward(self, x: Tensor, levels: Tensor, pack: Pack, text: Seen, images: Seen | None = None) -> Tensor:
         """x (N, D) and levels (U, 6, D), float32, to (N, D) float32."""
-        dtype = product_dtype(self.self_attn.q.bias)  # weights that were quantised are no longer there
-        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.modulation.float() + levels).unbind(1)  # (U, D) each
+        return self.told(self.untold(x, levels, pack), levels, pack, text, images)
 
-        y = self.self_attn(modulated_norm(x, shift, scale, pack.level, self.eps, dtype), pack)
-        x = gated_add(x, y, gate, pack.level)
-        x = x + self.cross_attn(self.cross_norm(x).to(dtype), pack, text, images)
-        y = self.ffn(modulated_norm(x, ffn_shift, ffn_scale, pack.level, self.eps, dtype))
-        return gated_add(x, y, ffn_gate, pack.level)
+    def untold(self, x: Tensor, levels: Tensor, pack: Pack) -> Tensor:
+        """The first part of `forward`, self-attention, which knows nothing of text and pictures."""
+        shift, scale, gate = self.modulations(levels)[:3]
+        y = self.self_attn(modulated_norm(x, shift, scale, pack.level, self.eps, self.dtype), pack)
+        return gated_add(x, y, gate, pack.level)
+
+    def told(self, x: Tensor, levels: Tensor, pack: Pack, text: Seen, images: Seen | None) -> Tensor:
+        """The other part, which begins with cross-attention."""
+        shift, scale, gate = self.modulations(levels)[3:]
+        x = x + self.cross_attn(self.cross_norm(x).to(self.dtype), pack, text, images)
+        y = self.ffn(modulated_norm(x, shift, scale, pack.level, self.eps, self.dtype))
+        return gated_add(x, y, gate, pack.level)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the matrix products."""
+        return product_dtype(self.self_attn.q.bias)  # weights that were quantised are no longer there
+
+    def modulations(self, levels: Tensor) -> tuple[Tensor, ...]:
+        """Shift, scale and gate of self-attention and of the feed-forward, (U, D) each, of levels (U, 6, D)."""
+        return (self.modulation.float() + levels).unbind(1)
 
     def cross_norm(self, x: Tensor) -> Tensor:
         """The norm before cross-attention: (N, D) to (N, D) float32."""
@@ -310,29 +326,40 @@ class WanDiT(nn.Module):
             latents: (in_dim, T, H, W) for each clip; H and W are multiples of the patch.
             timesteps: (T,) for each clip, in 0..1000, one per latent frame; 0 marks a known, clean frame.
             text: from `encode_text`.
-            text_index: which of its prompts each clip uses.
+            text_index: which of its prompts each clip uses. Where there are several times as many as clips, each clip
+                is predicted with several prompts, and what does not depend on them is computed once.
             keep: the sorted indices of the tokens that are computed, on the CPU, for each clip where some are dropped;
                 None computes all.
             images: from `encode_images`, of models that have an `image_dim`.
-            image_index: which of its sets of pictures each clip uses.
+            image_index: which of its sets of pictures each clip uses; as many as of text_index.
 
         Returns:
-            (out_dim, T, H, W) float32 for each clip, 0 where a token was dropped.
+            (out_dim, T, H, W) float32 for each of text_index, 0 where a token was dropped.
         """
         config, device = self.config, self.patch_embedding.weight.device
         assert (images is None) == (config.image_dim is None), "models with an image_dim, and no others, take pictures"
-        self.passes += len(latents)
+        self.passes += len(text_index)
+        rounds, rest = divmod(len(text_index), len(latents))
+        assert rounds and not rest, "every clip has as many prompts as the others"
         grids = [token_grid(latent, config.patch) for latent in latents]
-        pack = make_pack(grids, timesteps, head_dim=config.head_dim, device=device, keep=keep)
-        keep = [None if kept is None else kept.to(device) for kept in keep or [None] * len(grids)]
         patches = [patchify(latent, config.patch) for latent in latents]  # (t h w, C p q r) each
-        x = pack_tokens([p if k is None else p.index_select(0, k) for p, k in zip(patches, keep, strict=True)], pack)
+        kept = list(keep or [None] * len(grids))
+        how: dict[str, Any] = {"head_dim": config.head_dim, "device": device}
+        pack = once = make_pack(grids, timesteps, keep=kept, **how)
+        if rounds > 1:
+            grids, patches, kept = grids * rounds, patches * rounds, kept * rounds
+            pack = make_pack(grids, [*timesteps] * rounds, keep=kept, **how)
+            if self.compiled or self.graphs is not None:  # which take blocks as they are
+                once = pack
+        keep = [None if rows is None else rows.to(device) for rows in kept]
+        x = pack_tokens([p if k is None else p.index_select(0, k) for p, k in zip(patches, keep, strict=True)], once)
         sinusoids = timestep_embedding(pack.timesteps, config.freq_dim).to(device)  # (U, F)
         of_text = OfClips(text, text_index, pack)
         of_images = None if images is None else OfClips(images, image_index, pack)
 
         def through(x: Tensor, sinusoids: Tensor, rope: Tensor, level: Tensor) -> Tensor:
-            return self.through(x, sinusoids, replace(pack, rope=rope, level=level), of_text, of_images)
+            first = once if once is not pack else None
+            return self.through(x, sinusoids, replace(pack, rope=rope, level=level), of_text, of_images, first)
 
         inputs = x, sinusoids, pack.rope, pack.level
         if self.graphs is None:
@@ -347,10 +374,20 @@ class WanDiT(nn.Module):
         ]
         return [unpatchify(tokens, grid, config.patch) for tokens, grid in zip(whole, grids, strict=True)]
 
-    def through(self, x: Tensor, sinusoids: Tensor, pack: Pack, of_text: OfClips, of_images: OfClips | None) -> Tensor:
+    def through(
+        self,
+        x: Tensor,
+        sinusoids: Tensor,
+        pack: Pack,
+        of_text: OfClips,
+        of_images: OfClips | None,
+        once: Pack | None = None,
+    ) -> Tensor:
         """Patches (N, C p q r) and the sinusoids (U, F) of their levels to patches of velocity (N, p q r C), float32.
 
         All of it happens on the device, so that a GPU can record it.
+
+        once: the pack that x is of, where `pack` is of the same clips several times over.
         """
         weight = self.patch_embedding.weight
         x = linear(x.to(product_dtype(weight)), weight.flatten(1), self.patch_embedding.bias).float()  # (N, D)
@@ -362,7 +399,12 @@ class WanDiT(nn.Module):
                 for seen in (text, image):
                     if seen is not None:
                         any_length(seen.keys, seen.values, seen.bias, seen.spans.starts)
-            x = block(x, levels, pack, text, image)
+            if once is None:
+                x = block(x, levels, pack, text, image)
+            else:
+                x = repeat_clips(cast(Block, block).untold(x, levels, once), once, pack)
+                x = cast(Block, block).told(x, levels, pack, text, image)
+                once = None
         return self.head(x, e, pack)
 
     def compile_blocks(self, *, backend: Any = "inductor") -> None:
