@@ -212,6 +212,8 @@ class Report:
     claims: list[Claim] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """Paragraphs under the table: what was run, and what is to be known of it."""
+    measured: dict[str, Any] = field(default_factory=dict)
+    """What else results/NAME.json holds, for plots and the like."""
 
     def claim(self, what: str, theirs: str, ours: str, ratio: Spread, agreement: str = "", wanted: float | None = None):
         """Add a line, and print it."""
@@ -229,10 +231,12 @@ class Report:
             cells = [each.what, each.theirs, each.ours, f"{each.ratio:.2f}", wanted, each.agreement]
             rows.append(f"| {' | '.join(cells)} |")
         RESULTS.mkdir(exist_ok=True)
-        text = "\n\n".join([f"# {self.title}", f"`{command}`, {machine}", "\n".join(rows), *self.notes])
+        table = ["\n".join(rows)] if self.claims else []
+        text = "\n\n".join([f"# {self.title}", f"`{command}`, {machine}", *table, *self.notes])
         (RESULTS / f"{self.name}.md").write_text(text + "\n")
-        about = {"title": self.title, "peer": self.peer, "command": command, "machine": machine}
+        about: dict[str, Any] = {"title": self.title, "peer": self.peer, "command": command, "machine": machine}
         about["claims"] = [asdict(each) for each in self.claims]
+        about |= {"measured": self.measured} if self.measured else {}
         (RESULTS / f"{self.name}.json").write_text(json.dumps(about, indent=1) + "\n")
 
 

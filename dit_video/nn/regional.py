@@ -7,6 +7,7 @@ several, of which each is compiled when it is first needed.
 """
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from shutil import which
 from typing import Any
 
@@ -28,6 +29,12 @@ def any_length(*tensors: Tensor | None) -> None:
     for tensor in tensors:
         if tensor is not None:
             torch._dynamo.decorators.mark_unbacked(tensor, 0)
+
+
+def own_sizes() -> AbstractContextManager[None]:
+    """While blocks are called in this, sizes that are equal by chance are compiled as different ones: else a clip of as
+    many tokens as a head has pairs of channels is the only one that its code is good for."""
+    return torch.fx.experimental._config.patch(use_duck_shape=False)  # type: ignore[attr-defined]
 
 
 def check_compiler(device: str) -> None:

@@ -8,6 +8,7 @@ from dit_video.models.wan.configs import DiTConfig
 from dit_video.models.wan.dit import WanDiT
 from dit_video.nn import regional
 from dit_video.nn.graphs import MOST, Call, Repeats
+from dit_video.nn.linear import Linear, quantised
 from dit_video.nn.streaming import StreamedList
 
 CONFIG = DiTConfig(dim=64, ffn_dim=96, num_heads=2, num_layers=3, in_dim=4, out_dim=4, text_dim=24)
@@ -60,6 +61,18 @@ def test_blocks_are_compiled_once_for_all_sizes_packs_and_prompts(model):
     torch.testing.assert_close(velocities(model, PACKS[-1], known=True), mixed, rtol=1e-4, atol=1e-5)
     velocities(model, PACKS[0], known=True)
     assert len(made) == 2, "several noise levels in a pack are the one other form"
+
+
+@pytest.mark.parametrize("side", [4, 8])
+@torch.no_grad()
+def test_as_many_tokens_as_another_dimension_has_are_no_case_of_their_own(model, side):
+    """16 tokens, pairs of channels of a head; 64, the width."""
+    torch._dynamo.reset()
+    backend, made = counting()
+    model.compile_blocks(backend=backend)
+    for shapes in ([(4, side, side)], *PACKS):
+        velocities(model, shapes)
+        assert len(made) == 1, shapes
 
 
 @torch.no_grad()
@@ -171,4 +184,20 @@ def test_streamed_blocks_are_compiled_once_too(model):
     model.compile_blocks(backend=backend)
     for shapes, expected in zip(PACKS, want, strict=False):
         torch.testing.assert_close(velocities(model, shapes), expected, rtol=1e-4, atol=1e-5)
+    assert len(made) == 1
+
+
+@torch.no_grad()
+def test_quantised_blocks_are_compiled_once_too(model):
+    torch._dynamo.reset()
+    model.bfloat16()
+    quantised(model.blocks, "fp8")
+    for module in model.modules():
+        if isinstance(module, Linear):
+            module.settle()
+    want = [velocities(model, shapes) for shapes in PACKS]
+    backend, made = counting()
+    model.compile_blocks(backend=backend)
+    for shapes, expected in zip(PACKS, want, strict=True):
+        torch.testing.assert_close(velocities(model, shapes), expected, rtol=2e-2, atol=2e-2)
     assert len(made) == 1

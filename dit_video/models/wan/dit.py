@@ -12,6 +12,7 @@ are or autocast says; the other matrix products run in the parameters' dtype, or
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import repeat
 from typing import Any, cast
@@ -30,7 +31,7 @@ from dit_video.nn.graphs import Call, Repeats
 from dit_video.nn.linear import Linear, linear, product_dtype
 from dit_video.nn.packing import Pack, make_pack, pack_tokens, repeat_clips, unpack_tokens
 from dit_video.nn.patch import patchify, token_grid, unpatchify
-from dit_video.nn.regional import any_length, compile_blocks
+from dit_video.nn.regional import any_length, compile_blocks, own_sizes
 from dit_video.nn.rope import rms_norm_rotate
 from dit_video.nn.streaming import layers_with
 
@@ -393,18 +394,19 @@ class WanDiT(nn.Module):
         x = linear(x.to(product_dtype(weight)), weight.flatten(1), self.patch_embedding.bias).float()  # (N, D)
         e, levels = self.embed_timesteps(sinusoids)  # (U, D), (U, 6, D)
         images: Iterable[Seen | None] = of_images or repeat(None, len(self.blocks))
-        for block, text, image in zip(self.blocks, of_text, images, strict=True):
-            if self.compiled:
-                any_length(pack.spans.starts)
-                for seen in (text, image):
-                    if seen is not None:
-                        any_length(seen.keys, seen.values, seen.bias, seen.spans.starts)
-            if once is None:
-                x = block(x, levels, pack, text, image)
-            else:
-                x = repeat_clips(cast(Block, block).untold(x, levels, once), once, pack)
-                x = cast(Block, block).told(x, levels, pack, text, image)
-                once = None
+        with own_sizes() if self.compiled else nullcontext():
+            for block, text, image in zip(self.blocks, of_text, images, strict=True):
+                if self.compiled:
+                    any_length(pack.spans.starts)
+                    for seen in (text, image):
+                        if seen is not None:
+                            any_length(seen.keys, seen.values, seen.bias, seen.spans.starts)
+                if once is None:
+                    x = block(x, levels, pack, text, image)
+                else:
+                    x = repeat_clips(cast(Block, block).untold(x, levels, once), once, pack)
+                    x = cast(Block, block).told(x, levels, pack, text, image)
+                    once = None
         return self.head(x, e, pack)
 
     def compile_blocks(self, *, backend: Any = "inductor") -> None:
