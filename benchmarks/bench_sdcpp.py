@@ -23,10 +23,11 @@ from typing import Any
 
 import harness
 
+from dit_video.shapes import parse_size
+
 PACKAGE = "stable-diffusion-cpp-python"
 SEED, SHIFT = 7, 3.0
-SAME = 35.0  # dB from which frames are the same: stable-diffusion.cpp rounds what goes into a product to float16
-SIZE, FRAMES = (416, 240), 9
+SAME = 45.0  # dB from which frames are the same: stable-diffusion.cpp rounds what goes into a product to float16
 
 
 def write_weights(folder: Path) -> None:
@@ -58,7 +59,7 @@ def values(name: str, shape: Any) -> Any:
     return (torch.randn(shape) * min(shape[1:].numel() ** -0.5, 0.05)).half()
 
 
-def theirs(folder: Path, steps: int, save: Path) -> None:
+def theirs(folder: Path, size: tuple[int, int], frames: int, steps: int, save: Path) -> None:
     """stable-diffusion.cpp with its Python package."""
     import numpy as np
     from stable_diffusion_cpp import StableDiffusion
@@ -76,9 +77,9 @@ def theirs(folder: Path, steps: int, save: Path) -> None:
 
     images = model.generate_video(
         prompt="",
-        width=SIZE[0],
-        height=SIZE[1],
-        video_frames=FRAMES,
+        width=size[0],
+        height=size[1],
+        video_frames=frames,
         cfg_scale=1.0,
         sample_method="euler",
         scheduler="discrete",
@@ -92,7 +93,7 @@ def theirs(folder: Path, steps: int, save: Path) -> None:
     harness.say(step=step, decode=decode)
 
 
-def ours(folder: Path, steps: int, dtype_name: str, save: Path) -> None:
+def ours(folder: Path, size: tuple[int, int], frames: int, steps: int, dtype_name: str, save: Path) -> None:
     """dvgen: the same by its transformer and autoencoder."""
     from dvgen.process import prepare
 
@@ -123,19 +124,19 @@ def ours(folder: Path, steps: int, dtype_name: str, save: Path) -> None:
     load(vae, folder / "vae.safetensors")
     with torch.no_grad():
         text = dit.encode_text([torch.zeros(1, variant.dit.text_dim)])
-        size = (16, (FRAMES + 3) // 4, SIZE[1] // 8, SIZE[0] // 8)
-        x = torch.randn((1, *size), generator=torch.Generator("cpu").manual_seed(SEED))[0]
+        latent = (16, (frames + 3) // 4, size[1] // 8, size[0] // 8)
+        x = torch.randn((1, *latent), generator=torch.Generator("cpu").manual_seed(SEED))[0]
         levels = [SHIFT * t / (1 + (SHIFT - 1) * t) for t in flow_times(steps)] + [0.0]
         start = time.perf_counter()
         for sigma, following in pairwise(levels):
-            (velocity,) = dit([x], [torch.full((size[1],), 1000 * sigma)], text, [0])
+            (velocity,) = dit([x], [torch.full((latent[1],), 1000 * sigma)], text, [0])
             x = x + (following - sigma) * velocity
         step = (time.perf_counter() - start) / steps
         start = time.perf_counter()
         video = torch.cat([part[0].float() for part in vae.decode_stream(x[None].to(dtype))], dim=1)
-        frames = to_frames(video)
+        pixels = to_frames(video)
         decode = time.perf_counter() - start
-    np.save(save, frames)
+    np.save(save, pixels)
     harness.say(step=step, decode=decode)
 
 
@@ -150,15 +151,17 @@ def main() -> None:
     """Both sides, or the one that is named."""
     parser = harness.parser(__doc__, rounds=1)
     parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument("--size", type=parse_size, default="416x240")
+    parser.add_argument("--frames", type=int, default=9)
     parser.add_argument("--dtype", default="float32", help="of dvgen's products; bfloat16 where they are multiplied")
     parser.add_argument("--folder", type=Path, help="where the weights are, or are written; else a temporary one")
     options: argparse.Namespace = parser.parse_args()
     if options.side == "weights":
         write_weights(options.folder)
     elif options.side == "sdcpp":
-        theirs(options.folder, options.steps, options.save)
+        theirs(options.folder, options.size, options.frames, options.steps, options.save)
     elif options.side == "dvgen":
-        ours(options.folder, options.steps, options.dtype, options.save)
+        ours(options.folder, options.size, options.frames, options.steps, options.dtype, options.save)
     elif find_spec("stable_diffusion_cpp") is None:
         raise SystemExit(f"{PACKAGE} is not installed: pip install {PACKAGE} builds it, with a C++ compiler and CMake.")
     else:
@@ -182,12 +185,13 @@ def compare(options: argparse.Namespace) -> None:
         ]
         runs = harness.in_turn(sides, rounds=options.rounds, warmup=False)
         a, b = (np.load(file) for file in files.values())
+    size = "x".join(map(str, options.size))
     same = harness.agree("PSNR of the frames in dB", harness.psnr(a, b), SAME, at_least=True)
     report = harness.Report("sdcpp", "dvgen against stable-diffusion.cpp on the CPU", "stable-diffusion.cpp")
     for what, figure in (("a step", "step"), ("decoding", "decode")):
         seconds = [f"{harness.figures(runs[side], figure):.1f} s" for side in files]
         ratio = harness.ratio(runs["sdcpp"], runs["dvgen"], figure)
-        report.claim(f"T2V-1.3B, {SIZE[0]}x{SIZE[1]} in {FRAMES} frames: {what}", *seconds, ratio, same)
+        report.claim(f"T2V-1.3B, {size} in {options.frames} frames: {what}", *seconds, ratio, same)
     memory = [f"{harness.figures(runs[side], 'peak').most / 2**20:.0f} MiB" for side in files]
     report.claim("peak resident memory of the process", *memory, harness.ratio(runs["sdcpp"], runs["dvgen"], "peak"))
     said = json.dumps({side: [dict(run.said) for run in each] for side, each in runs.items()})
