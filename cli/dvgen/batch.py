@@ -36,6 +36,16 @@ def batch(
         str | None,
         options.option("--shard", "I/N", "Only part I of N, for several machines.", show_default=False, of="batch"),
     ] = None,
+    pack: Annotated[
+        str | None,
+        options.option(
+            "--pack",
+            "N",
+            "At most N videos through the transformer together; 1 for each alone. Usually as many as memory allows.",
+            show_default=False,
+            of="batch",
+        ),
+    ] = None,
     keep_going: Annotated[
         bool, options.option("--keep-going", None, "Go on after a job that fails.", of="batch")
     ] = False,
@@ -64,7 +74,7 @@ def batch(
     from dit_video.claims import Claims
     from dvgen import dry_batch
     from dvgen.board import Board
-    from dvgen.run import SOME_FAILED, Rules, Run
+    from dvgen.run import CHUNK, SOME_FAILED, Rules, Run
     from dvgen.tasks import Task, checked
 
     limits.kept_every()
@@ -72,6 +82,7 @@ def batch(
     if part is not None:
         every = jobs.shard(every, part)
     _check_name(name)
+    together = CHUNK if pack is None else options.whole("--pack", pack, 1, CHUNK)
     if not out.is_dir():
         raise UsageError(f"--out {out}: there is no such folder; create it first.")
     tasks, wrong = [], []
@@ -85,7 +96,7 @@ def batch(
         return
     for job, error in wrong if not keep_going else []:
         raise UsageError(f"{job.where}: {error}")  # before anything is begun
-    rules = Rules(out=out, name=name, overwrite=overwrite, fresh=fresh, keep_going=keep_going)
+    rules = Rules(out=out, name=name, pack=together, overwrite=overwrite, fresh=fresh, keep_going=keep_going)
     paths: dict[Path, int] = {}
     with Board(every, quiet=quiet) as board, Claims() as claims:
         for job, error in wrong:

@@ -51,10 +51,11 @@ PREPARE: "dict[str, Prepare]" = {
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """Options of the whole batch. out: the folder. name: the template of names."""
+    """Options of the whole batch. out: the folder. name: the template of names. pack: the most jobs of a pack."""
 
     out: Path
     name: str
+    pack: int
     overwrite: bool
     fresh: bool
     keep_going: bool
@@ -194,7 +195,7 @@ class Run:
         return held
 
     def _packs(self, chunk: Sequence[Ready]) -> Iterator[list[Ready]]:
-        """Jobs with the same settings that are as far, up to so many tokens together."""
+        """Jobs with the same settings that are as far, up to so many jobs and tokens together."""
         alike: dict[Any, list[Ready]] = {}
         for number, each in enumerate(chunk):
             steps = 0 if each.alone else self._unfinished(each.path, each.video).saved()
@@ -203,7 +204,7 @@ class Run:
             pack: list[Ready] = []
             tokens = 0
             for each in several:
-                if pack and tokens + each.video.plan.tokens > self.most:
+                if len(pack) == self.rules.pack or (pack and tokens + each.video.plan.tokens > self.most):
                     yield pack
                     pack, tokens = [], 0
                 pack.append(each)

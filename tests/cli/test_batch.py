@@ -115,6 +115,11 @@ def test_small_jobs_share_passes_and_each_text_is_read_once(monkeypatch: pytest.
     monkeypatch.setattr(stages.Stages, "_stage", loading)
     made(write("jobs.txt", *["a", "b", "a", "c"]), *TINY)
     assert packs == [4] and sorted(loads) == ["autoencoder", "text encoder", "transformer"]
+    for most, sizes in (("3", [3, 1]), ("1", [1, 1, 1, 1])):
+        packs.clear()
+        made("jobs.txt", *TINY, "--overwrite", "--shift", most, "--pack", most)
+        assert packs == sizes
+    assert "--pack 0: must be a whole number" in run("batch", "jobs.txt", *TINY, "--pack", "0", code=2).stderr
 
 
 def test_what_is_done_is_not_done_again_and_what_differs_is_said():
