@@ -31,7 +31,7 @@ from dit_video.train.denoised import Denoiser
 from dit_video.train.file_clips import FileClips
 from dit_video.train.files import INDEX, Note, scan
 from dit_video.train.linear_code import LinearCode, fit_linear_code, load_linear_code
-from dit_video.train.loop import Reporter, Run, StepResult, begin, check_device, fit
+from dit_video.train.loop import Reporter, Run, StepResult, begin, check_device, fit, in_fast_dtype
 from dit_video.train.optim import EMA, build_optimizers
 from dit_video.train.seeding import numpy_generator, torch_generator
 from dit_video.train.vae_init import initialise
@@ -85,6 +85,7 @@ def train(config: AutoencoderConfig, *, resume: bool, report: Reporter, note: No
     folder = Path(config.out)
     models = check(config, resume=resume)
     clips, validation = find_clips(config, models, folder / INDEX, note)
+    config = dataclasses.replace(config, loop=in_fast_dtype(config.loop, note))
     begin(folder, resume=resume)
     if not resume:
         (folder / linear_code.FILE).unlink(missing_ok=True)  # of a run that ended before its first checkpoint

@@ -58,7 +58,8 @@ class LoopConfig:
     threads: int = 0
     """CPU threads of this process; 0 leaves torch's choice."""
     bf16: bool = True
-    """Matrix products in bfloat16 (weights, their average and the optimisers stay float32)."""
+    """Matrix products in bfloat16 (weights, their average and the optimisers stay float32), where the processor
+    multiplies it."""
     fuse: bool = False
     """Compile the transformer's elementwise functions: a quarter faster, needs a C++ compiler."""
     tensorboard: bool = False

@@ -38,7 +38,7 @@ from dit_video.train.export import DEFAULTS, export
 from dit_video.train.files import INDEX, FileShards, Found, Note, scan
 from dit_video.train.grow import deepened
 from dit_video.train.linear_code import LinearCode, load_linear_code
-from dit_video.train.loop import Reporter, Run, StepResult, begin, check_device, fit
+from dit_video.train.loop import Reporter, Run, StepResult, begin, check_device, fit, in_fast_dtype
 from dit_video.train.lora import FOLDER, Adapted, Lora, build_lora, check_kind
 from dit_video.train.optim import EMA, build_optimizers
 from dit_video.train.seeding import numpy_generator, torch_generator
@@ -179,6 +179,7 @@ def train(config: DiTTrainConfig, *, resume: bool, report: Reporter, note: Note 
     """
     folder = Path(config.out)
     check_device(config.loop)
+    config = dataclasses.replace(config, loop=in_fast_dtype(config.loop, note))
     if resume:
         check_kind(folder, config)
     found = scan(config.files, folder / INDEX, note) if config.files else None

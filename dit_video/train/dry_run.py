@@ -20,7 +20,7 @@ from dit_video.train.config import DiTTrainConfig, PhaseConfig
 from dit_video.train.data import Example, PackStream, Shards, sample_shape
 from dit_video.train.dit import Models, build, embed_captions, make_encode, make_run, pack_loss
 from dit_video.train.files import INDEX, Found, Note, sampled_shape, scan
-from dit_video.train.loop import check_device, optimise
+from dit_video.train.loop import check_device, in_fast_dtype, optimise
 from dit_video.train.packing import pack_in_chunks, padding
 from dit_video.train.seeding import numpy_generator, torch_generator
 
@@ -95,6 +95,7 @@ def dry_run(config: DiTTrainConfig, *, note: Note) -> DryRun:
 
 def _dry_run(config: DiTTrainConfig, note: Note) -> DryRun:
     check_device(config.loop)
+    config = replace(config, loop=in_fast_dtype(config.loop, note))
     found = scan(config.files, Path(config.out) / INDEX, note) if config.files else None
     models = build(config, found, note)
     embed_captions(models, ())

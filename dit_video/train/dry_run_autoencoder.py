@@ -4,7 +4,7 @@ Nothing is written.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,7 +19,7 @@ from dit_video.train.dry_run import MEASURED_STEPS
 from dit_video.train.file_clips import FileClips
 from dit_video.train.files import Note
 from dit_video.train.linear_code import stand_in
-from dit_video.train.loop import optimise
+from dit_video.train.loop import in_fast_dtype, optimise
 from dit_video.train.seeding import numpy_generator, torch_generator
 
 
@@ -64,6 +64,7 @@ def dry_run(config: AutoencoderConfig, *, note: Note) -> AutoencoderDryRun:
     models = check(config, resume=False)
     with TemporaryDirectory() as folder:
         clips, _ = find_clips(config, models, Path(folder) / "index.json", note)
+    config = replace(config, loop=in_fast_dtype(config.loop, note))
     if config.loop.threads:
         torch.set_num_threads(config.loop.threads)
     torch.manual_seed(config.loop.seed)

@@ -5,7 +5,7 @@ import math
 import pickle
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from dit_video import atomic, machine
 from dit_video.errors import CheckpointError, DvgenError, UsageError
+from dit_video.nn.linear import multiplies
 from dit_video.train import distributed
 from dit_video.train.board import Board
 from dit_video.train.config import LoopConfig
@@ -149,6 +150,15 @@ def check_device(config: LoopConfig) -> None:
     kind = config.device.partition(":")[0]
     if kind not in machine.devices():
         raise UsageError(f"device is {config.device!r}: PyTorch finds none on this machine; the nearest is cpu.")
+
+
+def in_fast_dtype(config: LoopConfig, note: Callable[[str], None]) -> LoopConfig:
+    """The config without bfloat16 where the processor does not multiply it, which is noted: torch takes many times as
+    long for its products there as in float32, and has none of some convolutions."""
+    if not config.bf16 or multiplies(torch.bfloat16, torch.device(config.device).type):
+        return config
+    note("bf16 is true, but this processor does not multiply bfloat16: training computes in float32.")
+    return replace(config, bf16=False)
 
 
 def begin(folder: Path, *, resume: bool) -> None:

@@ -14,7 +14,7 @@ from dit_video.errors import CheckpointError, UsageError
 from dit_video.flow.loss import add_noise, flow_loss, sample_sigmas
 from dit_video.models.wan.pipeline import WanCheckpoint
 from dit_video.shapes import Grid
-from dit_video.train import autoencoder, dit
+from dit_video.train import autoencoder, dit, dry_run, dry_run_autoencoder, loop
 from dit_video.train.clips import SceneClips
 from dit_video.train.config import (
     AutoencoderArch,
@@ -266,6 +266,34 @@ def test_a_cached_shard_of_other_settings_is_made_anew(trained, tmp_path):
     assert shapes(config) == first
     images = dataclasses.replace(config, phase=(dataclasses.replace(PHASE, images=1.0),))
     assert {shape[1] for shape in shapes(images)} == {1} != {shape[1] for shape in first}
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_a_processor_without_bfloat16_computes_in_float32_and_it_is_said(trained, tmp_path, monkeypatch, able):
+    monkeypatch.setattr(loop, "multiplies", lambda *_: able)
+    losses, said = [], []
+
+    def loss(*given, **_):
+        losses.append(next(each for each in given if hasattr(each, "loop")).loop.bf16)
+        raise ZeroDivisionError
+
+    for place in (dit, dry_run):
+        monkeypatch.setattr(place, "pack_loss", loss)
+    monkeypatch.setattr(autoencoder, "reconstruction_loss", loss)
+    coder = AutoencoderConfig(out=str(tmp_path / "vae"), arch=ARCH, loop=LOOP, data=PHASE, batch_pixels=60_000)
+    transformer = dit_config(trained[0], tmp_path / "dit")
+    for train in (
+        lambda: autoencoder.train(coder, resume=False, report=silent, note=said.append),
+        lambda: dry_run_autoencoder.dry_run(coder, note=said.append),
+        lambda: dit.train(transformer, resume=False, report=silent, note=said.append),
+        lambda: dry_run.dry_run(transformer, note=said.append),
+    ):
+        with pytest.raises(ZeroDivisionError):
+            train()
+    assert losses == [able] * 4
+    assert said == ["bf16 is true, but this processor does not multiply bfloat16: training computes in float32."] * (
+        0 if able else 4
+    )
 
 
 def test_nothing_to_resume(trained, tmp_path):
