@@ -159,6 +159,20 @@ def agree(what: str, measured: float, limit: float, *, at_least: bool = False) -
     return f"{what} {measured:.3g}"
 
 
+def check_dtype(name: str) -> None:
+    """Refuse to measure a dtype on the CPU that its processor does not multiply: torch emulates it there.
+
+    Raises:
+        SystemExit: so it is.
+    """
+    import torch
+
+    from dit_video.nn.linear import multiplies
+
+    if not multiplies(getattr(torch, name), "cpu"):
+        raise SystemExit(f"--dtype {name}: this processor does not multiply it; the nearest is float32.")
+
+
 INSTRUCTIONS = {"avx512f": "AVX-512", "avx512_bf16": "bf16", "avx512_vnni": "VNNI", "amx_bf16": "AMX"}
 
 
