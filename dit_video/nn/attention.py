@@ -127,9 +127,10 @@ def reference(
 def tiled(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, kv_lengths: Lengths, key_bias: Tensor | None) -> Tensor:
     """Product, softmax, product in v's dtype, with their backward: for training on a CPU with many short clips.
 
-    There it takes less than half the time of fused attention (benchmarks/bench_dit.py). Clips are padded to multiples
-    of TILE tokens and those of equal padded lengths run as one batch. So products are few, and oneDNN, which compiles
-    a kernel for every new shape of a bfloat16 product (milliseconds each), meets the same few shapes again and again.
+    There it takes less than half the time of fused attention (benchmarks/bench_training.py, --attention). Clips are
+    padded to multiples of TILE tokens and those of equal padded lengths run as one batch. So products are few, and
+    oneDNN, which compiles a kernel for every new shape of a bfloat16 product (milliseconds each), meets the same few
+    shapes again and again.
     """
     return _Tiled.apply(q, k, v, key_bias, _tiling(lengths, kv_lengths, q.shape[1]))
 

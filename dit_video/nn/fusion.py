@@ -1,8 +1,8 @@
 """Elementwise functions that training can compile to one kernel each.
 
 On a CPU the elementwise passes over (N, D) cost a small model more than its matrix products. Compiled, each function is
-one pass forward and one backward: training steps are a quarter shorter (benchmarks/bench_dit.py). It is off until
-`enable` is called, as it needs a C++ compiler and a minute at the start.
+one pass forward and one backward: training steps are a quarter shorter (benchmarks/bench_training.py, --compile). It is
+off until `enable` is called, as it needs a C++ compiler and a minute at the start.
 """
 
 from collections.abc import Callable
