@@ -35,6 +35,7 @@ from dit_video.make import with_frames
 from dit_video.models import open_checkpoint
 from dit_video.models.wan.defaults import PRESETS
 from dit_video.models.wan.random import RandomCheckpoint
+from dit_video.nn.linear import check_quantize
 from dit_video.plan import Plan, check_memory, weights_bytes
 from dit_video.prompts import read_prompts
 from dit_video.shapes import MAX_SIDE, MIN_SIDE, VideoShape
@@ -81,6 +82,7 @@ class Model:
     Args:
         name: a folder, a file, or a name; "default" is the shipped one, "random" a tiny one of noise.
         dtype, device: "auto", or a name in `limits.DTYPES`, `limits.DEVICES`.
+        quantize: in what the transformer multiplies: "int8" on the CPU, "fp8" on a GPU that has it, "none".
         memory: bytes that it may take; layers that do not fit are read as they are needed. None for what is free.
         loras: files, or (file, strength), merged into its transformers.
         vae, text_encoder, image_encoder, high_noise: files of parts that are not in it.
@@ -96,6 +98,7 @@ class Model:
         *,
         dtype: str = "auto",
         device: str = "auto",
+        quantize: str = "none",
         memory: int | None = None,
         loras: Sequence[str | Path | tuple[str | Path, float]] = (),
         vae: str | Path | None = None,
@@ -106,6 +109,7 @@ class Model:
     ) -> None:
         limits.choice("dtype", dtype, limits.DTYPES)
         limits.choice("device", device, limits.DEVICES)
+        self.quantize = None if limits.choice("quantize", quantize, limits.QUANTIZE) == "none" else quantize
         self.memory, self.progress = memory, progress
         if name == "random":
             self.checkpoint: Any = RandomCheckpoint()
@@ -124,6 +128,7 @@ class Model:
                     _warn(left_out)
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
+        check_quantize(self.quantize, self.device, self.dtype)
         self._stages: Stages | None = None
 
     def generate(
@@ -300,6 +305,7 @@ class Model:
             available=available,
             holds=self.device.type != "cpu",
             encodes=encodes,
+            quantised=self.quantize is not None,
         )
         together = plan.nbytes + weights_bytes(self.checkpoint, self.dtype.itemsize)
         keep = not plan.keep_layers and together < available
@@ -313,7 +319,8 @@ class Model:
                 keep=keep,
                 keep_layers=plan.keep_layers,
                 cache=users_cache(made_by(files, *place)) if files else None,
-                clock=users_clock(self.checkpoint, *place, plan.keep_layers),
+                clock=users_clock(self.checkpoint, *place, plan.keep_layers, self.quantize),
+                quantize=self.quantize,
                 progress=self.progress,
                 note=_LOG.info,
                 warn=_warn,
@@ -467,7 +474,7 @@ def generate(prompt: str, *, model: Model | str | Path = "default", **options: A
 
 
 _MODEL_OPTIONS = (
-    "dtype", "device", "memory", "loras", "vae", "text_encoder", "image_encoder", "high_noise", "progress"
+    "dtype", "device", "quantize", "memory", "loras", "vae", "text_encoder", "image_encoder", "high_noise", "progress"
 )  # fmt: skip
 
 

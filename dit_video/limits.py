@@ -11,6 +11,7 @@ from dit_video.errors import UsageError
 SOLVERS = ("euler", "heun", "dpmpp-2m", "dpmpp-2m-sde", "unipc", "lcm")
 SIGMAS = ("release", "diffusers")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+QUANTIZE = ("none", "int8", "fp8")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 FITS = ("cover", "contain", "stretch")
 

@@ -102,13 +102,14 @@ def plan(
     available: int | None = None,
     holds: bool = False,
     encodes: bool = False,
+    quantised: bool = False,
 ) -> Plan:
     """The plan of one guided clip, parameters of `itemsize` bytes, decoded whole or in windows of `tile` latents.
 
     tile: frames that are no larger are decoded whole. available: bytes that there are; layers of parts that do not fit
     in them beside their stage's work are streamed. holds: they may be held as they are stored, on a device with memory
     of its own (elsewhere the system's cache of the disk does that). encodes: more than its first frame is given, or it
-    starts from frames.
+    starts from frames. quantised: the weights of the transformers' blocks that stay in memory take one byte each.
     """
     from dit_video.checkpoints.parts import Keep
 
@@ -135,13 +136,15 @@ def plan(
     keep_layers = {}
     weights = {name: part.parameters * itemsize for name, part in checkpoint.components.items()}
     for name, layers in checkpoint.layers.items():
+        each = layers.largest * (1 if quantised and name.startswith("transformer") else itemsize)  # that stays
+        weights[name] -= layers.count * (layers.largest * itemsize - each)
         if available is not None and weights[name] + work[name] > available:
             least, room = layers.parameters(0) * itemsize, available - work[name]
             if holds and layers.stored is not None and least + layers.stored <= room:
                 keep_layers[name], weights[name] = Keep(stored=True), least + layers.stored
                 continue
-            fit = min(max((room - least) // itemsize // layers.largest, 0), layers.count)
-            keep_layers[name], weights[name] = Keep(fit), layers.parameters(fit) * itemsize
+            fit = min(max((room - least) // each, 0), layers.count)
+            keep_layers[name], weights[name] = Keep(fit), least + min(fit, max(layers.count - 2, 0)) * each
     encoded = ENCODER_WORK * vae.dim // vae.patch**2 + 3 * padded.num_frames  # numbers for every pixel of a frame
     return Plan(
         shape=shape,
@@ -172,9 +175,10 @@ def check_memory(
     holds: bool = False,
     encodes: bool = False,
     tile: int | None = None,
+    quantised: bool = False,
 ) -> Plan:
     """The plan of a clip that fits in `available` bytes: with all weights in memory and its frames decoded whole where
-    that fits, else with layers that are streamed, and in tiles; holds, encodes: see `plan`. tile: that it is to have,
+    that fits, else with layers that are streamed, and in tiles; holds, encodes, quantised: see `plan`. tile: that it is to have,
     whatever fits.
 
     Raises:
@@ -187,8 +191,9 @@ def check_memory(
                 f"takes {_gigabytes(summary.parameters * itemsize)} of memory, and there are {_gigabytes(available)}"
             )
             raise UsageError(f"this model's {part} alone {needs}; try {dtype}a smaller model.")
+    options = {"holds": holds, "encodes": encodes, "quantised": quantised}
     that_may_fit = partial(
-        _plan_that_may_fit, checkpoint, tile=tile, itemsize=itemsize, available=available, holds=holds, encodes=encodes
+        _plan_that_may_fit, checkpoint, tile=tile, itemsize=itemsize, available=available, **options
     )
     wanted = that_may_fit(shape)
     _log.info("%s", wanted.words(available))

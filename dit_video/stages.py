@@ -87,7 +87,8 @@ class Stages:
     transformer so far, counted by the transformer itself. readings, embeds: of the prompts so far, each read once.
     keep_layers: of the parts whose layers are streamed, what stays in memory, see `Plan`. cache: of what the text
     encoder made of prompts. clock: told what stages take, for later runs. compile: transformers' blocks are compiled.
-    graphs: calls of transformers that repeat are CUDA graphs, but of those whose layers are streamed. note and warn:
+    graphs: calls of transformers that repeat are CUDA graphs, but of those whose layers are streamed. quantize: a name
+    in `nn.linear.SCHEMES`, of how the blocks of transformers multiply. note and warn:
     where sentences go that may, and that should not, be left out when little is to be said.
     """
 
@@ -103,13 +104,14 @@ class Stages:
         clock: Clock | None = None,
         compile: bool = False,
         graphs: bool = False,
+        quantize: str | None = None,
         progress: Progress = _silent,
         note: Note = _silent,
         warn: Note = _silent,
     ) -> None:
         self.checkpoint, self.dtype, self.device, self.keep = checkpoint, dtype, device, keep
         self.keep_layers, self.cache = dict(keep_layers or {}), cache
-        self.clock, self.compile, self.graphs = clock, compile, graphs
+        self.clock, self.compile, self.graphs, self.quantize = clock, compile, graphs, quantize
         self.progress, self.note, self.warn = progress, note, warn
         self.seconds: dict[str, float] = defaultdict(float)
         self.readings: dict[str, Reading] = {}
@@ -137,7 +139,10 @@ class Stages:
         return self._stage(which, partial(self._load_dit, which))
 
     def _load_dit(self, which: str, **place: Any) -> "WanDiT":
-        dit = self.checkpoint.load_dit(which, **self._streamed(which), **place)
+        quantize = {"quantize": self.quantize} if self.quantize else {}
+        dit = self.checkpoint.load_dit(which, **self._streamed(which), **quantize, **place)
+        if self.quantize:
+            _log.info("%s: its blocks multiply in %s", which, self.quantize)
         if self.compile:
             dit.compile_blocks()
         if self.graphs and which in self.keep_layers:

@@ -151,10 +151,15 @@ def users_timings() -> Timings | None:
 
 
 def users_clock(
-    model: "Described", dtype: str, device: str, keep_layers: "Mapping[str, Keep] | None" = None
+    model: "Described",
+    dtype: str,
+    device: str,
+    keep_layers: "Mapping[str, Keep] | None" = None,
+    quantize: str | None = None,
 ) -> "Clock":
     """A clock that knows, and keeps, the timings of whoever runs this; see `Clock`."""
-    return Clock(model, device=device, dtype=dtype, keep_layers=keep_layers, timings=users_timings())
+    timings = users_timings()
+    return Clock(model, device=device, dtype=dtype, keep_layers=keep_layers, quantize=quantize, timings=timings)
 
 
 def place_of(device: str, dtype: str) -> str:
@@ -208,6 +213,7 @@ class Clock:
         model: as its headers describe it.
         device, dtype: names, such as "cpu" and "float32".
         keep_layers: of the parts whose layers are streamed, see `Plan`.
+        quantize: how the blocks of transformers multiply, see `Stages`.
         timings: where samples are read and kept; None for none.
     """
 
@@ -218,9 +224,10 @@ class Clock:
         device: str,
         dtype: str,
         keep_layers: "Mapping[str, Keep] | None" = None,
+        quantize: str | None = None,
         timings: Timings | None = None,
     ) -> None:
-        self.model, self.timings = model, timings
+        self.model, self.timings, self.quantize = model, timings, quantize
         self.keep_layers = dict(keep_layers or {})
         self.place = place_of(device, dtype)
         self.flops = FLOPS_PER_CORE * threads() if device == "cpu" else FLOPS_OF_GPU
@@ -315,5 +322,7 @@ class Clock:
                 self.timings.add(taken)
 
     def _key(self, about: object, part: str = "") -> str:
-        streamed = "streamed" if part in self.keep_layers else ""
-        return hashlib.sha256(repr((about, streamed)).encode()).hexdigest()[:12]
+        how: tuple[object, ...] = about, "streamed" if part in self.keep_layers else ""
+        if self.quantize and part.startswith("transformer"):
+            how = *how, self.quantize
+        return hashlib.sha256(repr(how).encode()).hexdigest()[:12]

@@ -131,6 +131,6 @@ def _groups(tasks: "Sequence[Task]") -> "list[list[Task]]":
     groups: dict[Any, list[Task]] = {}
     for task in tasks:
         shared = task.request.sampling
-        place = shared.dtype, shared.device, shared.memory, shared.compile, shared.cuda_graphs
+        place = shared.dtype, shared.device, shared.memory, shared.compile, shared.cuda_graphs, shared.quantize
         groups.setdefault((shared.model, *place), []).append(task)
     return list(groups.values())

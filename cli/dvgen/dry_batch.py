@@ -65,7 +65,7 @@ def _group(tasks: Sequence[Task], rules: Rules, counts: dict[str, int]) -> "tupl
     shared = tasks[0].request.sampling
     checkpoint, found = shared.open(), foreseen(shared.device, shared.dtype)
     place: Any = (found.device, found.dtype)
-    clock = users_clock(checkpoint, found.dtype.name, found.device.type)
+    clock = users_clock(checkpoint, found.dtype.name, found.device.type, quantize=shared.quantize)
     total, forwards = NOTHING, 0
     unread: set[str] = set()
     largest: Prepared | None = None

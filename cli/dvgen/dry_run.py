@@ -82,7 +82,7 @@ def show(request: "Request", prepare: "Prepare") -> None:
         DvgenError: so little fits that nothing more can be said of it.
         typer.Exit: it would be refused.
     """
-    from dit_video.place import foreseen
+    from dit_video.place import check_quantize, foreseen
 
     sampling, heard = request.sampling, Heard()
     assert sampling.problems is not None
@@ -94,6 +94,8 @@ def show(request: "Request", prepare: "Prepare") -> None:
     with sampling.listing():
         place = foreseen(sampling.device, sampling.dtype)
     place = place or foreseen("cpu", sampling.dtype)
+    with sampling.listing():
+        check_quantize(sampling.quantize, place.device.type, place.dtype.name)
     ready = prepare(request, checkpoint, (place.device, place.dtype), heard)  # type: ignore[arg-type]
     ready = budget.foreseen(ready, heard.note)
     _tell(report(ready, place, heard), sampling.as_json)
@@ -135,6 +137,7 @@ def report(ready: "Prepared", place: "Foreseen", heard: Heard) -> Report:
         **_computed(ready),
         "device": str(place.device),
         "dtype": place.dtype.name,
+        "quantize": sampling.quantize,
         "seed": None if sampling.seed_drawn else sampling.seed,
         "memory": _memory(ready),
         "disk": disk,
@@ -215,6 +218,8 @@ def _strategy(ready: "Prepared", place: "Foreseen") -> list[str]:
 
     course = ready.course(videos=ready.sampling.count)
     found = [place.why, *place.unknown]
+    if ready.sampling.quantize:
+        found.append(f"the blocks of the transformer multiply in {ready.sampling.quantize}: asked for")
     if max(ready.settings.guidance) > 1:
         together = 2 * ready.plan.tokens <= PACK_TOKENS
         found.append("with and without the prompt " + ("in one pass" if together else "one after the other"))
@@ -235,7 +240,9 @@ def _seconds(ready: "Prepared", output: Path | None) -> dict[str, Any]:
     from dit_video.timing import NOTHING, users_clock
 
     device, dtype = ready.place
-    clock = users_clock(ready.checkpoint, dtype_name(dtype), device.type, ready.plan.keep_layers)
+    clock = users_clock(
+        ready.checkpoint, dtype_name(dtype), device.type, ready.plan.keep_layers, ready.sampling.quantize
+    )
     suffix = output.suffix.lower() if output else ""
     spans = ready.course(suffix=suffix, videos=ready.sampling.count).expected(clock)
     total: Span = sum(spans.values(), NOTHING)

@@ -125,7 +125,9 @@ class Prepared(ABC):
         from dit_video.unfinished import key_of
 
         files = fingerprint(self.files)
-        named = (self.command, dict(self.options), files, self._division(), self.fps, str(output))
+        named: tuple[object, ...] = self.command, dict(self.options), files, self._division(), self.fps, str(output)
+        if self.sampling.quantize:
+            named = *named, self.sampling.quantize
         prompts = (self.prompt, self.negative)
         return key_of(
             self.checkpoint, self.settings, prompts=prompts, shape=self.plan.shape, more=named, place=self.place

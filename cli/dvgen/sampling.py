@@ -50,6 +50,7 @@ class Sampling:
     dtype: str
     device: str
     memory: int | None
+    quantize: str | None
     compile: bool
     cuda_graphs: bool
     output: Path | None
@@ -235,6 +236,7 @@ class Sampling:
             "fast": settings.fast,
             "dtype": dtype_name(dtype),
             "device": device.type,
+            "quantize": self.quantize,
             "compile": self.compile,
             "cuda-graphs": self.cuda_graphs,
         }
@@ -336,7 +338,8 @@ class Sampling:
             keep=keep,
             keep_layers=plan.keep_layers,
             cache=users_cache(made_by(files, dtype_name(dtype), device.type)) if files else None,
-            clock=users_clock(checkpoint, dtype_name(dtype), device.type, plan.keep_layers),
+            clock=users_clock(checkpoint, dtype_name(dtype), device.type, plan.keep_layers, self.quantize),
+            quantize=self.quantize,
             compile=self.compile,
             graphs=self.cuda_graphs,
             progress=speaker.progress,
@@ -368,6 +371,7 @@ class Sampling:
                 holds=holds,
                 encodes=encodes,
                 tile=self.tile,
+                quantised=self.quantize is not None,
             )
         return plan(checkpoint, shape, itemsize=dtype.itemsize, encodes=encodes, tile=self.tile)
 
@@ -382,4 +386,9 @@ class Sampling:
             from dit_video.nn.regional import check_compiler
 
             check_compiler(device.type)
-        return device, pick_dtype(self.dtype, device)
+        dtype = pick_dtype(self.dtype, device)
+        if self.quantize:
+            from dit_video.nn.linear import check_quantize
+
+            check_quantize(self.quantize, device, dtype)
+        return device, dtype

@@ -110,6 +110,12 @@ def _options(
     memory: Annotated[
         Text, _machine("--memory", "SIZE", "Such as 6GiB: layers that do not fit in it are read as they are needed.")
     ] = None,
+    quantize: Annotated[
+        str,
+        _machine(
+            "--quantize", "NAME", "int8 (on the CPU) or fp8 (on a GPU): the transformer multiplies in 8 bits; or none."
+        ),
+    ] = "none",
     compile: Annotated[
         bool, _machine("--compile", None, "Compile the transformer's blocks first: a minute or two, for many steps.")
     ] = False,
@@ -152,6 +158,7 @@ def _options(
         dtype=options.choice("--dtype", dtype, limits.DTYPES),
         device=options.choice("--device", device, limits.DEVICES),
         memory=given(memory, options.memory),
+        quantize=given(quantize, options.quantize),
         compile=compile,
         cuda_graphs=cuda_graphs,
         output=output,

@@ -76,11 +76,13 @@ class Linear(nn.Linear):
 
 
 def quantised(modules: Iterable[nn.Module], scheme: str | None) -> None:
-    """Let all `Linear` layers of these modules be quantised by one of SCHEMES; None leaves them as they are."""
+    """Let all `Linear` layers of these modules be quantised by one of SCHEMES, those at once whose weights are there;
+    None leaves them as they are."""
     for module in modules:
         for layer in module.modules():
             if scheme is not None and isinstance(layer, Linear):
                 layer.scheme = scheme
+                layer.settle()
 
 
 SCHEMES: dict[str, Callable[[Tensor], Product]] = {"int8": Int8, "fp8": Fp8}
@@ -88,3 +90,9 @@ SCHEMES: dict[str, Callable[[Tensor], Product]] = {"int8": Int8, "fp8": Fp8}
 
 CHECKS: dict[str, Callable[[torch.device, torch.dtype], None]] = {"int8": check_int8, "fp8": check_fp8}
 """What refuses a place that has no such products."""
+
+
+def check_quantize(scheme: str | None, device: torch.device, dtype: torch.dtype) -> None:
+    """Refuses a scheme, a name in CHECKS, that cannot be carried out there; None never is. Raises UsageError."""
+    if scheme is not None:
+        CHECKS[scheme](device, dtype)

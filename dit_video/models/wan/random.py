@@ -36,17 +36,25 @@ class RandomCheckpoint(DescribedModel):
         return random_text_encoder(dim=self.dit.text_dim, seed=SEED, dtype=dtype, device=device)
 
     def load_dit(
-        self, which: str = "transformer", *, dtype: "torch.dtype", device: "torch.device | str" = "cpu"
+        self,
+        which: str = "transformer",
+        *,
+        dtype: "torch.dtype",
+        device: "torch.device | str" = "cpu",
+        quantize: str | None = None,
     ) -> "WanDiT":
         """A transformer as torch initialises it: unlike at the start of training, every part changes the result."""
         import torch
 
         from dit_video.models.wan.dit import WanDiT
+        from dit_video.nn.linear import quantised
 
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(SEED + (which == "transformer_2"))
             module = WanDiT(self.dit)
-        return module.to(device, dtype).eval().requires_grad_(False)
+        module = module.to(device, dtype).eval().requires_grad_(False)
+        quantised(module.blocks, quantize)
+        return module
 
     def load_vae(self, *, dtype: "torch.dtype", device: "torch.device | str" = "cpu") -> "WanVAE":
         """An autoencoder as torch initialises it."""
