@@ -53,6 +53,20 @@ def whole(option: str, text: str, low: int, high: int) -> int:
     raise UsageError(f"{option} {shown(text)}: must be a whole number from {low} to {high}{nearest}.")
 
 
+def check_quantize(scheme: str | None, device: str, dtype: str) -> None:
+    """Refuses products of 8 bits where these names tell that there are none; None is no such product.
+
+    Raises:
+        UsageError: there are none.
+    """
+    if scheme == "int8" and device != "cpu":
+        raise UsageError(f"int8 multiplies on the CPU alone, and this is {device}; the nearest is --device cpu.")
+    if scheme == "fp8" and device != "cuda":
+        raise UsageError(f"fp8 multiplies on NVIDIA GPUs of Ada, Hopper or later, and this is {device}.")
+    if scheme == "fp8" and dtype != "bfloat16":
+        raise UsageError(f"fp8 gives bfloat16, and the dtype is {dtype}; the nearest is --dtype bfloat16.")
+
+
 def kept_every() -> float:
     """Seconds of denoising after which its state is written: what the environment says, or `KEPT_EVERY`.
 

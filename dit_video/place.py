@@ -84,16 +84,6 @@ def foreseen(device: str, dtype: str) -> Foreseen:
     return Foreseen(device=Device(kind, free), dtype=DType(found), why="; ".join(reasons), unknown=tuple(unknown))
 
 
-def check_quantize(scheme: str | None, device: str, dtype: str) -> None:
-    """Refuses a scheme of `nn.linear` that these names tell it could not be carried out. Raises UsageError."""
-    if scheme == "int8" and device != "cpu":
-        raise UsageError(f"int8 multiplies on the CPU alone, and this is {device}; the nearest is --device cpu.")
-    if scheme == "fp8" and device != "cuda":
-        raise UsageError(f"fp8 multiplies on NVIDIA GPUs of Ada, Hopper or later, and this is {device}.")
-    if scheme == "fp8" and dtype != "bfloat16":
-        raise UsageError(f"fp8 gives bfloat16, and the dtype is {dtype}; the nearest is --dtype bfloat16.")
-
-
 def multiplies_bfloat16() -> bool | None:
     """Whether the processor multiplies bfloat16 faster than float32; None where only torch can tell."""
     if sys.platform == "darwin":

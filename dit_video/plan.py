@@ -178,8 +178,8 @@ def check_memory(
     quantised: bool = False,
 ) -> Plan:
     """The plan of a clip that fits in `available` bytes: with all weights in memory and its frames decoded whole where
-    that fits, else with layers that are streamed, and in tiles; holds, encodes, quantised: see `plan`. tile: that it is to have,
-    whatever fits.
+    that fits, else with layers that are streamed, and in tiles; holds, encodes, quantised: see `plan`. tile: that it is
+    to have, whatever fits.
 
     Raises:
         UsageError: it does not; the message says what it would take and the nearest size that fits.
@@ -191,9 +191,15 @@ def check_memory(
                 f"takes {_gigabytes(summary.parameters * itemsize)} of memory, and there are {_gigabytes(available)}"
             )
             raise UsageError(f"this model's {part} alone {needs}; try {dtype}a smaller model.")
-    options = {"holds": holds, "encodes": encodes, "quantised": quantised}
     that_may_fit = partial(
-        _plan_that_may_fit, checkpoint, tile=tile, itemsize=itemsize, available=available, **options
+        _plan_that_may_fit,
+        checkpoint,
+        tile=tile,
+        itemsize=itemsize,
+        available=available,
+        holds=holds,
+        encodes=encodes,
+        quantised=quantised,
     )
     wanted = that_may_fit(shape)
     _log.info("%s", wanted.words(available))

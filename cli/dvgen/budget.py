@@ -175,7 +175,8 @@ def _clock(ready: "Prepared") -> "Clock":
     from dit_video.timing import users_clock
 
     device, dtype = ready.place
-    return users_clock(ready.checkpoint, dtype_name(dtype), device.type, ready.plan.keep_layers, ready.sampling.quantize)
+    quantize = ready.sampling.quantize
+    return users_clock(ready.checkpoint, dtype_name(dtype), device.type, ready.plan.keep_layers, quantize)
 
 
 def _is_unmeasured(ready: "Prepared", clock: "Clock") -> bool:

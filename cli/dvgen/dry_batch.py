@@ -59,11 +59,13 @@ def show(groups: Sequence[Sequence[Task]], wrong: Sequence[tuple[Job, DvgenError
 
 def _group(tasks: Sequence[Task], rules: Rules, counts: dict[str, int]) -> "tuple[Span, int]":
     """The jobs of one model: how long all of them take, and their passes."""
+    from dit_video.limits import check_quantize
     from dit_video.place import foreseen
     from dit_video.timing import NOTHING, users_clock
 
     shared = tasks[0].request.sampling
     checkpoint, found = shared.open(), foreseen(shared.device, shared.dtype)
+    check_quantize(shared.quantize, found.device.type, found.dtype.name)
     place: Any = (found.device, found.dtype)
     clock = users_clock(checkpoint, found.dtype.name, found.device.type, quantize=shared.quantize)
     total, forwards = NOTHING, 0

@@ -82,7 +82,8 @@ def show(request: "Request", prepare: "Prepare") -> None:
         DvgenError: so little fits that nothing more can be said of it.
         typer.Exit: it would be refused.
     """
-    from dit_video.place import check_quantize, foreseen
+    from dit_video.limits import check_quantize
+    from dit_video.place import foreseen
 
     sampling, heard = request.sampling, Heard()
     assert sampling.problems is not None

@@ -23,6 +23,7 @@ from dit_video.limits import (
     MAX_SEED,
     MAX_STEPS,
     MEMORY,
+    QUANTIZE,
     SHIFT,
     SIGMAS,
     SOLVERS,
@@ -168,6 +169,11 @@ def strength(text: str) -> float:
 def preset(text: str) -> str:
     """A preset's name. Raises UsageError."""
     return choice("--preset", text, tuple(PRESETS))
+
+
+def quantize(text: str) -> str | None:
+    """A scheme of 8-bit products, or None. Raises UsageError."""
+    return None if choice("--quantize", text, QUANTIZE) == "none" else text
 
 
 def solver(text: str) -> str:

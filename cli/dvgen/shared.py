@@ -158,7 +158,7 @@ def _options(
         dtype=options.choice("--dtype", dtype, limits.DTYPES),
         device=options.choice("--device", device, limits.DEVICES),
         memory=given(memory, options.memory),
-        quantize=given(quantize, options.quantize),
+        quantize=options.quantize(quantize),
         compile=compile,
         cuda_graphs=cuda_graphs,
         output=output,

@@ -18,9 +18,7 @@ SMALLEST = torch.finfo(torch.float32).tiny
 
 
 def check_int8(device: torch.device, dtype: torch.dtype) -> None:
-    """Refuses what has no such products. Raises UsageError."""
-    if device.type != "cpu":
-        raise UsageError(f"int8 multiplies on the CPU alone, and this is {device.type}; the nearest is --device cpu.")
+    """Refuses a PyTorch that has no such products. Raises UsageError."""
     if not torch.backends.mkldnn.is_available():
         raise UsageError("int8 needs a PyTorch with oneDNN, and this one has none.")
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dit_video import limits
 from dit_video.nn.fp8 import Fp8, check_fp8
 from dit_video.nn.int8 import Int8, check_int8
 
@@ -95,4 +96,5 @@ CHECKS: dict[str, Callable[[torch.device, torch.dtype], None]] = {"int8": check_
 def check_quantize(scheme: str | None, device: torch.device, dtype: torch.dtype) -> None:
     """Refuses a scheme, a name in CHECKS, that cannot be carried out there; None never is. Raises UsageError."""
     if scheme is not None:
+        limits.check_quantize(scheme, device.type, str(dtype).removeprefix("torch."))
         CHECKS[scheme](device, dtype)

@@ -10,8 +10,8 @@ from dit_video.models.wan.configs import DiTConfig
 from dit_video.models.wan.dit import WanDiT
 from dit_video.models.wan.layouts import DIFFUSERS
 from dit_video.nn import int8, linear
-from dit_video.nn.int8 import Int8, check_int8
-from dit_video.nn.linear import Linear, quantised
+from dit_video.nn.int8 import Int8
+from dit_video.nn.linear import Linear, check_quantize, quantised
 
 CONFIG = DiTConfig(dim=128, ffn_dim=256, num_heads=2, num_layers=3, text_dim=48)
 
@@ -100,6 +100,9 @@ def test_a_model_is_quantised_as_it_is_loaded(tmp_path):
 
 
 def test_refused_where_there_are_no_such_products():
-    check_int8(torch.device("cpu"), torch.float32)
+    check_quantize(None, torch.device("cuda"), torch.float32)
+    check_quantize("int8", torch.device("cpu"), torch.float32)
     with pytest.raises(UsageError, match="this is cuda; the nearest is --device cpu"):
-        check_int8(torch.device("cuda"), torch.bfloat16)
+        check_quantize("int8", torch.device("cuda"), torch.bfloat16)
+    with pytest.raises(UsageError, match="fp8 multiplies on NVIDIA GPUs"):
+        check_quantize("fp8", torch.device("cpu"), torch.bfloat16)
