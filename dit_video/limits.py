@@ -53,14 +53,18 @@ def whole(option: str, text: str, low: int, high: int) -> int:
     raise UsageError(f"{option} {shown(text)}: must be a whole number from {low} to {high}{nearest}.")
 
 
-def check_quantize(scheme: str | None, device: str, dtype: str) -> None:
+def check_quantize(scheme: str | None, device: str, dtype: str, *, compiled: bool = False) -> None:
     """Refuses products of 8 bits where these names tell that there are none; None is no such product.
+
+    compiled: the blocks that they are in are to be compiled.
 
     Raises:
         UsageError: there are none.
     """
     if scheme == "int8" and device != "cpu":
         raise UsageError(f"int8 multiplies on the CPU alone, and this is {device}; the nearest is --device cpu.")
+    if scheme == "int8" and compiled:
+        raise UsageError("--quantize int8 and --compile: only one of the two can be given; int8 is not compiled.")
     if scheme == "fp8" and device != "cuda":
         raise UsageError(f"fp8 multiplies on NVIDIA GPUs of Ada, Hopper or later, and this is {device}.")
     if scheme == "fp8" and dtype != "bfloat16":

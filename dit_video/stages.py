@@ -139,7 +139,7 @@ class Stages:
         return self._stage(which, partial(self._load_dit, which))
 
     def _load_dit(self, which: str, **place: Any) -> "WanDiT":
-        quantize = {"quantize": self.quantize} if self.quantize else {}
+        quantize: dict[str, Any] = {"quantize": self.quantize} if self.quantize else {}
         dit = self.checkpoint.load_dit(which, **self._streamed(which), **quantize, **place)
         if self.quantize:
             _log.info("%s: its blocks multiply in %s", which, self.quantize)

@@ -96,7 +96,7 @@ def show(request: "Request", prepare: "Prepare") -> None:
         place = foreseen(sampling.device, sampling.dtype)
     place = place or foreseen("cpu", sampling.dtype)
     with sampling.listing():
-        check_quantize(sampling.quantize, place.device.type, place.dtype.name)
+        check_quantize(sampling.quantize, place.device.type, place.dtype.name, compiled=sampling.compile)
     ready = prepare(request, checkpoint, (place.device, place.dtype), heard)  # type: ignore[arg-type]
     ready = budget.foreseen(ready, heard.note)
     _tell(report(ready, place, heard), sampling.as_json)

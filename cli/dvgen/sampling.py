@@ -390,5 +390,5 @@ class Sampling:
         if self.quantize:
             from dit_video.nn.linear import check_quantize
 
-            check_quantize(self.quantize, device, dtype)
+            check_quantize(self.quantize, device, dtype, compiled=self.compile)
         return device, dtype

@@ -87,14 +87,15 @@ def quantised(modules: Iterable[nn.Module], scheme: str | None) -> None:
 
 
 SCHEMES: dict[str, Callable[[Tensor], Product]] = {"int8": Int8, "fp8": Fp8}
-"""What makes the product of weights (N, K), by its name; no option of the command leads to them yet."""
+"""What makes the product of weights (N, K), by its name, which `--quantize` takes."""
 
 CHECKS: dict[str, Callable[[torch.device, torch.dtype], None]] = {"int8": check_int8, "fp8": check_fp8}
 """What refuses a place that has no such products."""
 
 
-def check_quantize(scheme: str | None, device: torch.device, dtype: torch.dtype) -> None:
-    """Refuses a scheme, a name in CHECKS, that cannot be carried out there; None never is. Raises UsageError."""
+def check_quantize(scheme: str | None, device: torch.device, dtype: torch.dtype, *, compiled: bool = False) -> None:
+    """Refuses a scheme, a name in CHECKS, that cannot be carried out there, or in blocks that are compiled; None never
+    is. Raises UsageError."""
     if scheme is not None:
-        limits.check_quantize(scheme, device.type, str(dtype).removeprefix("torch."))
+        limits.check_quantize(scheme, device.type, str(dtype).removeprefix("torch."), compiled=compiled)
         CHECKS[scheme](device, dtype)

@@ -46,6 +46,9 @@ def test_it_is_refused_by_name_and_by_device():
     said = run(*LINE, "--quantize", "fp8", code=2).stderr
     assert "fp8 multiplies on NVIDIA GPUs" in said and not list(Path().iterdir())
     assert "fp8 multiplies on NVIDIA GPUs" in run(*LINE, "--quantize", "fp8", "--dry-run", code=1).output
+    both = "--quantize", "int8", "--compile"
+    assert "only one of the two" in run(*LINE, *both, code=2).stderr and not list(Path().iterdir())
+    assert "only one of the two" in run(*LINE, *both, "--dry-run", code=1).output
 
 
 def test_blocks_multiply_in_int8_and_the_recipe_says_so(products: list[int]):

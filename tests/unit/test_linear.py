@@ -99,10 +99,33 @@ def test_a_model_is_quantised_as_it_is_loaded(tmp_path):
     assert difference(got, same) < 1e-3 < difference(got, want) < 3e-2
 
 
+@torch.no_grad()
+def test_what_a_lora_adds_is_in_the_weights_before_they_are_quantised(tmp_path):
+    torch.manual_seed(0)
+    file, name = tmp_path / "model.safetensors", "blocks.0.self_attn.q.weight"
+    model = WanDiT(CONFIG)
+    save_model(model, file, DIFFUSERS)
+    delta = torch.randn(CONFIG.dim, CONFIG.dim)
+
+    def build() -> WanDiT:
+        made = WanDiT(CONFIG)
+        quantised(made.blocks, "int8")
+        return made
+
+    def change(which: str, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor + delta if which == name else tensor
+
+    loaded = load_into(build, describe(file), DIFFUSERS, dtype=torch.float32, change=change)
+    layer, x = loaded.blocks[0].self_attn.q, torch.randn(6, CONFIG.dim)
+    assert torch.equal(layer(x), Int8(model.get_parameter(name) + delta)(x, layer.bias))
+
+
 def test_refused_where_there_are_no_such_products():
     check_quantize(None, torch.device("cuda"), torch.float32)
     check_quantize("int8", torch.device("cpu"), torch.float32)
     with pytest.raises(UsageError, match="this is cuda; the nearest is --device cpu"):
         check_quantize("int8", torch.device("cuda"), torch.bfloat16)
+    with pytest.raises(UsageError, match="--quantize int8 and --compile: only one"):
+        check_quantize("int8", torch.device("cpu"), torch.float32, compiled=True)
     with pytest.raises(UsageError, match="fp8 multiplies on NVIDIA GPUs"):
         check_quantize("fp8", torch.device("cpu"), torch.bfloat16)
