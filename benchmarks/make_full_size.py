@@ -6,12 +6,13 @@
 
 A diffusers folder in bfloat16, written layer by layer, so that it takes no more memory than the largest embedding. The
 vocabulary is one of words, padded to UMT5's. With `--text-encoder one-layer` the text encoder is a narrow layer of the
-full width with that vocabulary alone.
+full width with that vocabulary alone. `--layers` and `--text-layers` make fewer layers of the full size.
 """
 
 import argparse
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -35,11 +36,12 @@ DTYPE = torch.bfloat16
 
 
 def values(name: str, shape: torch.Size) -> Tensor:
-    """Numbers that keep activations in range: norms scale by one, what is added is zero, matrices keep the variance."""
+    """Numbers that keep activations in range and leave nothing out: norms scale by about one, little is added, matrices
+    keep the variance."""
     if re.search(r"norm.*weight$|gamma$", name):
-        return torch.ones(shape, dtype=DTYPE)
+        return torch.empty(shape, dtype=DTYPE).uniform_(0.8, 1.2)
     if len(shape) < 2:
-        return torch.zeros(shape, dtype=DTYPE)
+        return torch.empty(shape, dtype=DTYPE).normal_(std=0.02)
     return torch.empty(shape, dtype=DTYPE).normal_(std=min(shape[1:].numel() ** -0.5, 0.05))
 
 
@@ -65,23 +67,22 @@ def shapes(module: nn.Module, rename: Callable[[str], str] = str) -> dict[str, t
     return {rename(name): tensor.shape for name, tensor in module.named_parameters()}
 
 
-def main() -> None:
-    """Write the folder."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("variant", choices=sorted(name for name in VARIANTS if "I2V" not in name and "FLF" not in name))
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--text-encoder", choices=["umt5-xxl", "one-layer"], default="umt5-xxl")
-    arguments = parser.parse_args()
-    variant = VARIANTS[arguments.variant]
+def write(
+    name: str, out: Path, *, text_encoder: str = "umt5-xxl", layers: int | None = None, text_layers: int | None = None
+) -> None:
+    """Write the folder of a variant; layers, text_layers: how many of the transformer and of UMT5-XXL, else all."""
+    variant = VARIANTS[name]
+    if layers is not None:
+        variant = replace(variant, dit=replace(variant.dit, num_layers=layers))
     torch.manual_seed(0)
     tokenizer = build_word_tokenizer(words())
-    sizes = UMT5_XXL
-    if arguments.text_encoder == "one-layer":
+    sizes = UMT5_XXL if text_layers is None else UMT5_XXL | {"layers": text_layers}
+    if text_encoder == "one-layer":
         sizes = ONE_LAYER | {"vocab_size": tokenizer.get_vocab_size()}
     with torch.device("meta"):
         dit, vae = WanDiT(variant.dit), WanVAE(variant.vae)
         text = build_umt5(d_model=variant.dit.text_dim, **sizes)
-    with replacing_folder(arguments.out) as folder:
+    with replacing_folder(out) as folder:
         parts = ["transformer", *(["transformer_2"] if variant.boundary else []), "vae", "text_encoder", "scheduler"]
         for part in parts:
             (folder / part).mkdir()
@@ -98,6 +99,24 @@ def main() -> None:
         write_json(folder / "scheduler" / "scheduler_config.json", scheduler_config(variant.defaults.shift))
         index = model_index(expand_timesteps=variant.vae.residual, boundary=variant.boundary)
         write_json(folder / "model_index.json", index)
+
+
+def main() -> None:
+    """Write the folder that is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("variant", choices=[name for name in sorted(VARIANTS) if not re.search("I2V|FLF", name)])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--text-encoder", choices=["umt5-xxl", "one-layer"], default="umt5-xxl")
+    parser.add_argument("--layers", type=int, help="of the transformer; all without it")
+    parser.add_argument("--text-layers", type=int, help="of umt5-xxl; all without it")
+    given = parser.parse_args()
+    write(
+        given.variant,
+        given.out,
+        text_encoder=given.text_encoder,
+        layers=given.layers,
+        text_layers=given.text_layers,
+    )
 
 
 if __name__ == "__main__":
