@@ -19,6 +19,7 @@ from dit_video.flow.levels import Levels, flow_levels
 from dit_video.flow.ramps import NUM_TRAIN_TIMESTEPS
 from dit_video.flow.solvers import SOLVERS, State
 from dit_video.groups import BESIDE
+from dit_video.machine import since_start
 from dit_video.plan import PACK_TOKENS
 from dit_video.prompts import encode_prompts
 from dit_video.shapes import VideoShape
@@ -101,6 +102,7 @@ def sample_latents(
 
     denoiser.expert(float(levels.timesteps[begin.step]))  # loads it, before the steps are timed
     stages.progress("steps", begin.step, total)
+    _log.info("the first step begins %.2f s after the program", since_start())
     shapes, before = [clip.shape for clip in clips], stages.forwards
 
     def measured(clock: Clock) -> Task:

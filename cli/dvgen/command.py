@@ -4,16 +4,13 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import typer
 from typer.core import TyperCommand
 
 import dit_video
 from dit_video.errors import DvgenError, UsageError
 from dvgen import examples, logs, options, settings
+from dvgen.commands import ClickUsageError
 from dvgen.settings import Given
-
-# Click's class of wrong usage, wherever this version of Typer keeps Click.
-ClickUsageError: Any = typer.BadParameter.__mro__[1]
 
 
 class Command(TyperCommand):

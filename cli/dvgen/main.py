@@ -5,6 +5,8 @@ Nothing heavy is imported when it starts: `--help` answers at once, and bad inpu
 
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Annotated, Any
 
@@ -13,34 +15,41 @@ from typer.core import TyperGroup
 
 import dit_video
 from dit_video.errors import DvgenError
-from dvgen import (
-    again,
-    batch,
-    calibrate,
-    config,
-    console,
-    convert,
-    decode,
-    download,
-    edit,
-    evaluate,
-    extend,
-    info,
-    models,
-    process,
-    sample,
-    scenes,
-    train,
-)
-from dvgen.command import ClickUsageError, Command
+from dvgen import console, process
+from dvgen.commands import LISTED, ClickUsageError, Imported
 
-process.prepare()  # none of these has imported torch
+process.prepare()  # nothing has imported torch yet
 
 INTERRUPTED = 130  # the shell's convention: 128 + SIGINT
 
 
 class Commands(TyperGroup):
-    """Where errors become a sentence on standard error and an exit code: 2 wrong usage, 1 anything else, 130 Ctrl-C."""
+    """All commands, imported when they are called.
+
+    Where errors become a sentence on standard error and an exit code: 2 wrong usage, 1 anything else, 130 Ctrl-C.
+    """
+
+    def __init__(self, **about: Any) -> None:
+        super().__init__(**about)
+        self.commands: Any = Imported()
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Help, in which commands are only listed."""
+        with self._only_listed():
+            super().format_help(ctx, formatter)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """What a shell may offer: commands that begin so, which are only listed."""
+        with self._only_listed():
+            return super().shell_complete(ctx, incomplete)
+
+    @contextmanager
+    def _only_listed(self) -> Iterator[None]:
+        imported, self.commands = self.commands, {each.name: each.entry() for each in LISTED}
+        try:
+            yield
+        finally:
+            self.commands = imported
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run a command line and exit with its code."""
@@ -90,26 +99,6 @@ def main(
     ] = False,
 ) -> None:
     """Text to video in a terminal: a diffusion transformer over spacetime patches."""
-
-
-_ANY: dict[str, Any] = {"ignore_unknown_options": True, "allow_extra_args": True}
-
-app.command(cls=sample.Command, rich_help_panel="Videos")(sample.sample)
-app.command(cls=Command, rich_help_panel="Videos")(extend.extend)
-app.command(cls=Command, rich_help_panel="Videos")(extend.connect)
-app.command(cls=Command, rich_help_panel="Videos")(edit.edit)
-app.command(cls=Command, rich_help_panel="Videos", context_settings=_ANY)(batch.batch)
-app.command(cls=Command, rich_help_panel="Videos")(decode.decode)
-app.command(cls=Command, rich_help_panel="Videos", context_settings=_ANY)(again.again)
-app.command(cls=Command, rich_help_panel="Models")(info.info)
-app.command(cls=Command, rich_help_panel="Models")(convert.convert)
-app.command(cls=Command, rich_help_panel="Models")(models.models)
-app.command(cls=Command, rich_help_panel="Models")(download.download)
-app.command("eval", cls=Command, rich_help_panel="Models")(evaluate.evaluate)
-app.command(cls=Command, rich_help_panel="Settings")(calibrate.calibrate)
-app.command(cls=Command, rich_help_panel="Training")(scenes.scenes)
-app.command(cls=Command, rich_help_panel="Settings")(config.config)
-app.add_typer(train.app, name="train", rich_help_panel="Training")
 
 
 def _stop(number: int, _: object) -> None:

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from dit_video.train.dry_run_autoencoder import AutoencoderDryRun
     from dit_video.train.loop import Progress
 
-app = typer.Typer(help="Train an autoencoder or a transformer from a TOML config.", no_args_is_help=True)
+app = typer.Typer(
+    help="Train an autoencoder or a transformer from a TOML config.", no_args_is_help=True, add_completion=False
+)
 
 Config = Annotated[
     Path, typer.Argument(metavar="CONFIG.toml", help="What to train, on what, how long.", show_default=False)
