@@ -1,5 +1,6 @@
 """Help as a document, and completion in shells."""
 
+import ast
 import os
 import pty
 import re
@@ -13,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from dvgen import chosen, examples, settings, shared
+from dvgen import chosen, commands, examples, settings, shared
 from dvgen.main import app, command_of, group
 from typer.testing import CliRunner
 
@@ -200,3 +201,26 @@ def test_a_shell_completes_with_the_script(shell: str, tmp_path: Path, monkeypat
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     os.close(ours)
+
+
+def test_what_is_listed_is_what_commands_say_themselves():
+    whole = group()
+    assert [each.name for each in commands.LISTED] == list(whole.commands)
+    for each in commands.LISTED:
+        listed, command = each.entry(), whole.commands[each.name]
+        assert command.help.split("\n\n")[0] == listed.help
+        assert command.get_short_help_str() == listed.get_short_help_str()
+        assert (command.name, command.rich_help_panel) == (listed.name, listed.rich_help_panel)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"]])
+def test_no_command_is_imported_to_list_them(words: list[str]):
+    code = (
+        "import sys\nfrom dvgen.main import app\n"
+        f"try: app({words!r})\n"
+        "except SystemExit: pass\n"
+        "print([name for name in sys.modules if name.startswith(('dvgen.', 'dit_video.'))])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    imported = set(ast.literal_eval(found.splitlines()[-1]))
+    assert imported == {"dvgen.main", "dvgen.console", "dvgen.commands", "dvgen.process", "dit_video.errors"}
