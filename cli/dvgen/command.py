@@ -8,7 +8,7 @@ from typer.core import TyperCommand
 
 import dit_video
 from dit_video.errors import DvgenError, UsageError
-from dvgen import examples, logs, options, settings
+from dvgen import examples, logs, options, pages, settings
 from dvgen.commands import ClickUsageError
 from dvgen.settings import Given
 
@@ -73,6 +73,7 @@ class Command(TyperCommand):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Help, in which defaults are those without settings, and its examples."""
+        pages.import_drawing()
         ctx.default_map = None
         document, self.epilog = self.epilog, None
         super().format_help(ctx, formatter)

@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 import dit_video
 from dit_video.errors import DvgenError
-from dvgen import console, process
+from dvgen import console, pages, process
 from dvgen.commands import LISTED, ClickUsageError, Imported
 
 process.prepare()  # nothing has imported torch yet
@@ -35,6 +35,7 @@ class Commands(TyperGroup):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Help, in which commands are only listed."""
+        pages.import_drawing()
         with self._only_listed():
             super().format_help(ctx, formatter)
 

@@ -16,11 +16,11 @@ from dit_video.nn.fp8 import Fp8, check_fp8
 from dit_video.nn.int8 import Int8, check_int8
 
 
-@torch.compiler.assume_constant_result
 def multiplies(dtype: torch.dtype, device: str) -> bool:
     """Whether matrix products of this dtype run at the device's speed, and not number by number.
 
-    Elsewhere the CPU's take several times as long as in float32: 18 against 110 GFLOP/s on two cores with AVX2.
+    Elsewhere the CPU's take several times as long as in float32: 18 against 110 GFLOP/s on two cores with AVX2. To
+    compiled code it is a constant (`regional.compile_blocks`).
     """
     if device != "cpu" or dtype not in (torch.bfloat16, torch.float16):
         return True

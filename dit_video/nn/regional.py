@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from dit_video.errors import UsageError
+from dit_video.nn.linear import multiplies
 
 
 def compile_blocks(blocks: Iterable[nn.Module], *, backend: Any = "inductor") -> None:
     """Let each block be compiled when it is first called; backend: as of torch.compile."""
+    torch.compiler.assume_constant_result(multiplies)  # here, since it imports the compiler: two seconds
     for block in blocks:
         block.compile(dynamic=True, fullgraph=True, backend=backend)
 
