@@ -33,6 +33,9 @@ class Described(Protocol):
     """A model as its headers and configs describe it; layers: of the parts that can be streamed."""
 
     @property
+    def by_library(self) -> frozenset[str]: ...
+
+    @property
     def dit(self) -> "DiTConfig": ...
 
     @property

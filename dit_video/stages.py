@@ -18,8 +18,8 @@ from dit_video.machine import is_out_of_memory, peak_memory
 from dit_video.nn.graphs import Repeats
 from dit_video.shapes import Grid, VideoShape
 from dit_video.text.cache import EmbeddingCache
-from dit_video.text.files import has_library
-from dit_video.timing import ENCODERS, Clock, Task
+from dit_video.text.library import has_library, import_library
+from dit_video.timing import Clock, Task
 
 if TYPE_CHECKING:
     from dit_video.models.wan.dit import WanDiT
@@ -39,7 +39,7 @@ class Checkpoint(Protocol):
     """A model that can be sampled: its arithmetic, and its stages to load.
 
     boundary: the noise level from which up the first of two experts denoises; None when there is one transformer.
-    identity, known_frames, beside, sees_images: see `DescribedModel`.
+    identity, known_frames, beside, sees_images, by_library: see `DescribedModel`.
     """
 
     @property
@@ -62,6 +62,9 @@ class Checkpoint(Protocol):
 
     @property
     def sees_images(self) -> bool: ...
+
+    @property
+    def by_library(self) -> frozenset[str]: ...
 
     def load_images(self, *, dtype: torch.dtype, device: torch.device) -> "ImageEncoder": ...
 
@@ -161,7 +164,7 @@ class Stages:
                 self.free()
             self.progress(f"load {name}", 0, 1)
             part = _PARTS.get(name, name)
-            if part in ENCODERS:
+            if part in self.checkpoint.by_library:
                 self._import_library()
             with self.timed("load", lambda clock: clock.load(part)):
                 self._loaded[name] = load(dtype=self.dtype, device=self.device)
@@ -172,8 +175,6 @@ class Stages:
     def _import_library(self) -> None:
         """Apart from an encoder's weights, since it takes as long for a small one as for a large one."""
         if not has_library():
-            from dit_video.text.encoders import import_library
-
             with self.timed("load", lambda clock: clock.library()):
                 import_library()
 

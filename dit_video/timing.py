@@ -39,8 +39,7 @@ FLOPS_PER_CORE, FLOPS_OF_GPU = 5e10, 1e14  # of floating point operations per se
 BYTES_READ = 5e8  # a second
 BYTES_MORE = 5e7  # that loading a part takes as long as, beside its own
 READING = 0.1  # seconds that reading prompts takes, however small the encoder is
-PROGRAM, LIBRARY = 5.0, 3.0  # seconds that importing takes: of all, and of the encoders' library
-ENCODERS = ("text_encoder", "image_encoder")  # the parts that need that
+PROGRAM, LIBRARY = 5.0, 3.0  # seconds that importing takes: of all, and of transformers
 PIXELS_WRITTEN = 2e7  # a second, of a video file
 PROMPT_TOKENS = 16
 
@@ -240,7 +239,7 @@ class Clock:
         return Task(stage="program", model="", size=1, work=1, usual=PROGRAM)
 
     def library(self) -> Task:
-        """Importing what encoders are built of."""
+        """Importing transformers, see `DescribedModel.by_library`."""
         return Task(stage="load library", model="", size=1, work=1, usual=LIBRARY)
 
     def load(self, part: str) -> Task:
@@ -252,7 +251,8 @@ class Clock:
 
     def loads(self, parts: Sequence[str]) -> list[Task]:
         """Loading parts one after the other in a process that has loaded none."""
-        return [self.library()] * any(part in ENCODERS for part in parts) + [self.load(part) for part in parts]
+        needed = not self.model.by_library.isdisjoint(parts)
+        return [self.library()] * needed + [self.load(part) for part in parts]
 
     def text(self, prompts: int) -> Task:
         """Reading prompts."""

@@ -162,8 +162,8 @@ def _begun(ready: "Prepared") -> "Prepared | None":
 
 
 def _seconds(ready: "Prepared", clock: "Clock") -> "Span":
-    """How long it takes from when the program is loaded, and the encoders' library if it is."""
-    from dit_video.text.files import has_library
+    """How long it takes from when the program is loaded, and transformers if it is."""
+    from dit_video.text.library import has_library
 
     tasks = ready.course(videos=ready.sampling.count).tasks(clock)
     done = [clock.program(), *([clock.library()] if has_library() else [])]

@@ -7,7 +7,7 @@ from typing import Any
 
 DRAWS = "typer.rich_utils"
 LEFT_OUT = {"rich.markdown": "Markdown", "rich.traceback": "Traceback"}
-"""What it imports for pages written in Markdown and for errors: parsers and highlighters that take as long as the rest."""
+"""What it imports for pages in Markdown and for errors: parsers and highlighters that take as long as all the rest."""
 
 
 class _Later(type):

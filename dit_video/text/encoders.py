@@ -1,15 +1,11 @@
-"""Text encoders: UMT5 and T5 through transformers, tokenised by the tokenizer file that comes with them.
-
-transformers and ftfy are imported when they are first used: together they take seconds, which `--help` must not.
-"""
+"""Text encoders: UMT5 and T5, tokenised by the tokenizer file that comes with them."""
 
 import html
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -26,10 +22,7 @@ from dit_video.errors import CheckpointError
 from dit_video.text.files import LAYERS, MAX_LENGTH, ROWS, folder_part
 from dit_video.text.layouts import text_config
 from dit_video.text.spiece import parse_sentencepiece, read_gguf_tokenizer, read_sentencepiece
-
-if TYPE_CHECKING:
-    from transformers.models.t5.modeling_t5 import T5EncoderModel
-    from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
+from dit_video.text.t5 import CONFIGS, IN_FLOAT32, T5Config, T5Encoder
 
 
 def clean_prompt(text: str) -> str:
@@ -49,13 +42,13 @@ class TextEncoder:
 
     def __init__(
         self,
-        module: "UMT5EncoderModel | T5EncoderModel",
+        module: T5Encoder,
         tokenizer: Tokenizer,
         device: torch.device | str | None = None,
     ) -> None:
         """device: where it computes, if its weights are not all there to tell."""
         self.module = module.eval().requires_grad_(False)
-        self.device = module.device if device is None else torch.device(device)
+        self.device = next(module.parameters()).device if device is None else torch.device(device)
         self.tokenizer = tokenizer
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
@@ -91,18 +84,17 @@ class TextEncoder:
             CheckpointError: a tensor is missing, unexpected or mis-shaped, or cannot be read.
         """
         fields = read_json(part.where / "config.json") if part.where.is_dir() else text_config(part)
-        module_class, config = _encoder_class(fields, part.where)
-        in_float32 = tuple(module_class._keep_in_fp32_modules or ()) if dtype == torch.float16 else ()
-        with quiet_transformers():
-            module = load_into(
-                lambda: module_class(config),
-                part.tensors,
-                part.layout,
-                dtype=dtype,
-                device=device,
-                float32_names=lambda name: any(word in name.split(".") for word in in_float32),
-                stream=None if keep is None else Stream(LAYERS, keep=keep, rows=ROWS),
-            )
+        config = _config(fields, part.where)
+        in_float32 = IN_FLOAT32 if dtype == torch.float16 else ()
+        module = load_into(
+            lambda: T5Encoder(config),
+            part.tensors,
+            part.layout,
+            dtype=dtype,
+            device=device,
+            float32_names=lambda name: any(word in name.split(".") for word in in_float32),
+            stream=None if keep is None else Stream(LAYERS, keep=keep, rows=ROWS),
+        )
         return cls(module, tokenizer, device)
 
     def token_ids(self, prompt: str, max_length: int = MAX_LENGTH) -> list[int]:
@@ -117,12 +109,12 @@ class TextEncoder:
         """One tensor (L_i, dim) per prompt, L_i its number of tokens with `</s>`, in the encoder's dtype.
 
         Each distinct prompt runs once and alone, so its numbers never depend on what else is asked for; without padding
-        its attention mask is all ones, and the work of 512 tokens becomes that of L_i.
+        nothing is masked, and the work of 512 tokens becomes that of L_i.
         """
         embeddings = {}
         for prompt in dict.fromkeys(prompts):
             ids = torch.tensor([self.token_ids(prompt, max_length)], device=self.device)
-            embeddings[prompt] = self.module(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0]
+            embeddings[prompt] = self.module(ids)[0]
         return [embeddings[prompt] for prompt in prompts]
 
     def is_cut(self, prompt: str) -> bool:
@@ -164,47 +156,12 @@ def load_tokenizer(source: Path | TensorInfo) -> Tokenizer:
     raise CheckpointError(f"{source}: holds neither tokenizer.json nor spiece.model.")
 
 
-def _encoder_class(fields: Mapping[str, Any], where: Path) -> tuple[Any, Any]:
-    """transformers' module of a kind, and its configuration, by the fields of its config.json."""
+def _config(fields: Mapping[str, Any], where: Path) -> T5Config:
+    """The configuration in the fields of a config.json. Raises CheckpointError."""
     kind = fields.get("model_type")
-    # the submodules, not the package's top: its lazy imports look at every installed backend first
-    if kind == "umt5":
-        from transformers.models.umt5.configuration_umt5 import UMT5Config
-        from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
-
-        return UMT5EncoderModel, _config(UMT5Config, fields, where)
-    if kind == "t5":
-        from transformers.models.t5.configuration_t5 import T5Config
-        from transformers.models.t5.modeling_t5 import T5EncoderModel
-
-        return T5EncoderModel, _config(T5Config, fields, where)
-    raise CheckpointError(f"{where}: model_type {kind!r}: the text encoder must be umt5 or t5.")
-
-
-def _config(kind: Any, fields: Mapping[str, Any], where: Path) -> Any:
+    if kind not in CONFIGS:
+        raise CheckpointError(f"{where}: model_type {kind!r}: the text encoder must be {' or '.join(CONFIGS)}.")
     try:
-        return kind.from_dict(dict(fields))
-    except Exception as error:  # each field is checked in a way of its own
-        raise CheckpointError(f"{where}: its configuration is not one of a text encoder ({error}).") from error
-
-
-def import_library() -> None:
-    """Import what encoders are built of: most of what loading a small one takes."""
-    import ftfy  # noqa: F401
-    import transformers.modeling_utils  # noqa: F401
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No bars and no warnings of transformers' own: problems are raised as errors, progress is the caller's to show."""
-    from transformers.utils import logging
-
-    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
+        return CONFIGS[kind].over(fields)
+    except ValueError as error:
+        raise CheckpointError(f"{where}: its configuration is not one of a text encoder ({error}).") from None

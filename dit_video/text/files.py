@@ -1,7 +1,6 @@
 """A text encoder's files, known without torch: its weights by their headers, and its tokenizer."""
 
 import re
-import sys
 import unicodedata
 from pathlib import Path
 
@@ -14,11 +13,6 @@ MAX_LENGTH = 512  # of Wan, special tokens included
 LAYERS, ROWS = "encoder.block", "shared"  # the names of the list of its layers, and of its embedding
 
 SMALL = 1_000_000  # bytes of a tokenizer's file that is read at once
-
-
-def has_library() -> bool:
-    """Whether what encoders are built of is imported already, see `encoders.import_library`."""
-    return "transformers.modeling_utils" in sys.modules
 
 
 def has_tokenizer(folder: Path) -> bool:

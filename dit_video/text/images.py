@@ -1,6 +1,6 @@
 """Image encoders: what a model reads of a picture beside the prompt, by CLIP's vision transformer (arXiv 2103.00020).
 
-`image_files` knows their files. transformers is imported when it is first used, as in `encoders`.
+`image_files` knows their files.
 """
 
 from dataclasses import fields
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from dit_video.checkpoints.load import load_into
 from dit_video.checkpoints.parts import Part
-from dit_video.text.encoders import quiet_transformers
 from dit_video.text.image_files import ImageConfig, Preparation, weights_of
+from dit_video.text.library import quiet_transformers
 
 if TYPE_CHECKING:
     from transformers.models.clip.modeling_clip import CLIPVisionModel

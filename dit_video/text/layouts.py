@@ -46,7 +46,7 @@ LLAMA_CPP = Layout("llama.cpp", "enc.blk.0.attn_q.weight", _rows(2))
 TEXT_LAYOUTS = (TRANSFORMERS, ORIGINAL, LLAMA_CPP)
 
 SPIECE = "spiece_model"  # ComfyUI's files carry the tokenizer, as bytes
-_TWIN, _SHARED = "encoder.embed_tokens.weight", "shared.weight"
+TWIN, _SHARED = "encoder.embed_tokens.weight", "shared.weight"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +61,8 @@ def text_part(part: Part) -> TextPart:
     """A text encoder as it was found in a file, its tokenizer apart."""
     tensors = dict(part.tensors)
     spiece = tensors.pop(SPIECE, None)
-    if _TWIN in tensors:  # the embedding under its second name
-        twin = tensors.pop(_TWIN)
+    if TWIN in tensors:  # the embedding under its second name
+        twin = tensors.pop(TWIN)
         tensors.setdefault(_SHARED, twin)
     return TextPart(part=replace(part, tensors=tensors), spiece=spiece)
 

@@ -4,7 +4,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from dit_video.text.encoders import TextEncoder
-from dit_video.text.vocabulary import EOS, PAD, UNKNOWN, build_umt5
+from dit_video.text.vocabulary import EOS, PAD, UNKNOWN, build_umt5, to_sample_with
 
 
 def random_text_encoder(*, dim: int, seed: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> TextEncoder:
@@ -15,7 +15,7 @@ def random_text_encoder(*, dim: int, seed: int, dtype: torch.dtype, device: torc
         module = build_umt5(
             vocab_size=tokenizer.get_vocab_size(), d_model=dim, layers=2, heads=dim // 8, d_kv=8, d_ff=2 * dim
         )
-    return TextEncoder(module.to(device=device, dtype=dtype), tokenizer)  # type: ignore[call-arg]
+    return TextEncoder(to_sample_with(module).to(device=device, dtype=dtype), tokenizer)
 
 
 def byte_tokenizer() -> Tokenizer:

@@ -13,8 +13,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import WordLevel
 from torch import Tensor
 
-from dit_video.text.encoders import quiet_transformers
 from dit_video.text.files import MAX_LENGTH
+from dit_video.text.layouts import TWIN
+from dit_video.text.library import quiet_transformers
+from dit_video.text.t5 import CONFIGS, T5Encoder
 
 if TYPE_CHECKING:
     from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
@@ -85,6 +87,23 @@ def build_umt5(*, vocab_size: int, d_model: int, layers: int, heads: int, d_kv: 
         eos_token_id=1,
     )
     return UMT5EncoderModel(config)
+
+
+def to_sample_with(module: "UMT5EncoderModel") -> T5Encoder:
+    """An encoder of transformers as samples are made with, with the same weights."""
+    encoder = T5Encoder(CONFIGS["umt5"].over(module.config.to_dict()))
+    encoder.load_state_dict({name: tensor for name, tensor in module.state_dict().items() if name != TWIN})
+    return encoder
+
+
+def take_weights(module: "UMT5EncoderModel", encoder: T5Encoder) -> None:
+    """Give an encoder of transformers the weights of one that samples are made with.
+
+    Raises:
+        RuntimeError: it is of another size.
+    """
+    weights = encoder.state_dict()
+    module.load_state_dict({**weights, TWIN: weights["shared.weight"]})
 
 
 def save_text_encoder(module: "UMT5EncoderModel", folder: Path) -> None:

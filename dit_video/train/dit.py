@@ -28,7 +28,7 @@ from dit_video.scenes.captions import words
 from dit_video.shapes import Grid, VideoShape
 from dit_video.stages import Stages
 from dit_video.text.encoders import load_tokenizer
-from dit_video.text.vocabulary import build_umt5, build_word_tokenizer, embed_batch
+from dit_video.text.vocabulary import build_umt5, build_word_tokenizer, embed_batch, take_weights
 from dit_video.train import distributed
 from dit_video.train.autoencoder import load_autoencoder
 from dit_video.train.config import DiTArch, DiTTrainConfig
@@ -143,7 +143,7 @@ def build(config: DiTTrainConfig, found: Found | None = None, note: Note = lambd
         if not dit.guarded:
             raise CheckpointError(f"{config.init_from}: its cross-attention has no channel that keeps the padding out.")
         try:
-            text.load_state_dict(checkpoint.load_text(dtype=torch.float32, device="cpu").module.state_dict())
+            take_weights(text, checkpoint.load_text(dtype=torch.float32, device="cpu").module)
         except RuntimeError as error:
             reason = str(error).splitlines()[-1].strip()
             raise CheckpointError(f"{config.init_from}: its text encoder is of another size ({reason}).") from None

@@ -108,6 +108,11 @@ class Adapted:
         return self.checkpoint.known_frames
 
     @property
+    def by_library(self) -> frozenset[str]:
+        """The parts that are built of transformers."""
+        return self.checkpoint.by_library
+
+    @property
     def grid(self) -> Grid:
         """Pixels per latent and latents per token."""
         return self.checkpoint.grid

@@ -18,8 +18,10 @@ from transformers import AutoTokenizer, T5Config, T5EncoderModel, UMT5Config, UM
 
 from dit_video.errors import CheckpointError
 from dit_video.text.encoders import TextEncoder, clean_prompt
+from dit_video.text.layouts import TWIN
 from dit_video.text.spiece import read_sentencepiece
-from dit_video.text.vocabulary import save_text_encoder
+from dit_video.text.t5 import CONFIGS, IN_FLOAT32, T5Encoder
+from dit_video.text.vocabulary import build_umt5, save_text_encoder, take_weights, to_sample_with
 
 GATE = 2e-5
 WORDS = (
@@ -105,6 +107,48 @@ def test_equals_transformers(family: str, request: pytest.FixtureRequest):
     for ours, reference, mask in zip(load(folder).encode(PROMPTS), theirs, batch.attention_mask, strict=True):
         assert len(ours) == mask.sum()
         assert relative_error(ours, reference[: len(ours)]) < GATE
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("family", "feed_forward"),
+    [("umt5", "gated-gelu"), ("t5", "gated-gelu"), ("t5", "relu"), ("t5", "gelu"), ("t5", "gated-silu")],
+)
+def test_without_padding_every_bit_is_that_of_transformers(family: str, feed_forward: str, dtype: torch.dtype):
+    config, model = {"umt5": (UMT5Config, UMT5EncoderModel), "t5": (T5Config, T5EncoderModel)}[family]
+    torch.manual_seed(0)
+    theirs = model(config(**SIZES | {"feed_forward_proj": feed_forward})).eval().to(dtype)
+    ours = T5Encoder(CONFIGS[family].over(theirs.config.to_dict())).eval().to(dtype)
+    weights = {name: 3 * torch.randn_like(tensor) for name, tensor in theirs.state_dict().items() if "norm" in name}
+    theirs.load_state_dict(weights, strict=False)
+    ours.load_state_dict({name: tensor for name, tensor in theirs.state_dict().items() if name != TWIN})
+    for module in (theirs, ours):
+        for name, parameter in module.named_parameters():
+            if dtype == torch.float16 and any(f".{kept}." in name for kept in IN_FLOAT32):
+                parameter.data = parameter.data.float()
+    for length in (1, 2, 9, 40, 300, 512):  # across all ranges of distances
+        ids = torch.randint(0, SIZES["vocab_size"], (1, length))
+        with torch.no_grad():
+            wanted = theirs(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+            found = ours(ids)
+        assert found.dtype == wanted.dtype and torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("family", ["umt5", "t5"])
+def test_what_a_config_does_not_say_is_as_in_transformers(family: str):
+    theirs = {"umt5": UMT5Config, "t5": T5Config}[family]()
+    assert CONFIGS[family].over(theirs.to_dict()) == CONFIGS[family]
+    assert tuple(UMT5EncoderModel._keep_in_fp32_modules) == tuple(T5EncoderModel._keep_in_fp32_modules) == IN_FLOAT32
+
+
+def test_weights_go_to_the_encoder_that_is_trained_and_back():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 9, "d_model": 16, "layers": 2, "heads": 2, "d_kv": 8}
+    first, second = (build_umt5(**sizes, d_ff=24) for _ in range(2))
+    take_weights(second, to_sample_with(first))
+    assert all(torch.equal(tensor, second.state_dict()[name]) for name, tensor in first.state_dict().items())
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        take_weights(build_umt5(**sizes, d_ff=32), to_sample_with(first))
 
 
 @pytest.mark.parametrize("max_length", [512, 226, 8])
@@ -222,6 +266,14 @@ def test_refuses_a_missing_file_by_name(umt5: Path, tmp_path: Path, file: str):
         ({"num_layers": 4}, r"tensors are missing: 'encoder\.block\.3"),
         ({"num_layers": 2}, r"tensors are unexpected: 'encoder\.block\.2"),
         ({"d_ff": 64}, "it must be"),
+        ({"d_ff": "96"}, "d_ff is '96'; it must be a whole number from 1"),
+        ({"num_heads": 0}, "num_heads is 0; it must be a whole number from 1"),
+        ({"layer_norm_epsilon": None}, "layer_norm_epsilon is None; it must be a number"),
+        (
+            {"feed_forward_proj": "gated-tanh"},
+            "feed_forward_proj is 'gated-tanh'; it must be one of relu, gelu, gated-",
+        ),
+        ({"relative_attention_num_buckets": 2}, "relative_attention_num_buckets is 2; it must be from 4"),
     ],
 )
 def test_refuses_a_config_that_does_not_fit(umt5: Path, tmp_path: Path, change: dict, message: str):
@@ -254,17 +306,23 @@ def test_refuses_a_damaged_tokenizer(umt5: Path, tmp_path: Path):
         TextEncoder.from_folder(umt5 / "text_encoder", tmp_path, dtype=torch.float32)
 
 
-def test_importing_the_encoders_does_not_import_transformers():
+def test_reading_a_prompt_does_not_import_transformers():
     code = (
-        "import sys, dit_video.text.encoders, dit_video.text.vocabulary;"
-        "print({'transformers', 'ftfy'} & set(sys.modules))"
+        "import sys, torch, dit_video.text.vocabulary; from pathlib import Path;"
+        "from dit_video.models import open_checkpoint;"
+        "text = open_checkpoint(Path('weights/default')).load_text(dtype=torch.float32);"
+        "text.encode(['a red ball']);"
+        "print({'transformers', 'torch._dynamo', 'diffusers'} & set(sys.modules))"
     )
     printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=Path.cwd())
     assert printed.stdout.strip() == "set()"
 
 
 def test_loading_and_saving_print_nothing(umt5: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
-    save_text_encoder(load(umt5).module, tmp_path)
+    module = UMT5EncoderModel.from_pretrained(umt5 / "text_encoder")
+    capfd.readouterr()
+    load(umt5)
+    save_text_encoder(module, tmp_path)
     assert capfd.readouterr() == ("", "")
 
 

@@ -54,6 +54,7 @@ class PixelCheckpoint:
     grid = Grid(stride=(1, 1, 1), patch=(1, 1, 1))
     latent_channels = 3
     boundary = None
+    by_library = frozenset()
 
     def load_vae(self, **where: object) -> Identity:
         return Identity()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import UMT5EncoderModel
 
 from dit_video.errors import CheckpointError
 from dit_video.models import open_checkpoint
@@ -312,7 +313,7 @@ def test_saved_folder_opens_here_and_in_diffusers(tiny: dict[str, Path], tmp_pat
             out,
             dit=dit,
             vae=vae,
-            text=text.module,
+            text=UMT5EncoderModel.from_pretrained(tiny[form] / "text_encoder"),
             tokenizer=text.tokenizer,
             defaults={key: value for key, value in DEFAULTS.items() if key not in ("shift", "solver")},
             shift=3.0,
@@ -349,7 +350,8 @@ def test_interrupted_save_leaves_the_old_folder(tiny: dict[str, Path], folder: P
         raise KeyboardInterrupt
 
     monkeypatch.setattr("dit_video.models.wan.save.save_tokenizer", interrupted)
-    parts = {"dit": source.load_dit(**HERE), "vae": source.load_vae(**HERE), "text": text.module}
+    module = UMT5EncoderModel.from_pretrained(tiny["wan21"] / "text_encoder")
+    parts = {"dit": source.load_dit(**HERE), "vae": source.load_vae(**HERE), "text": module}
     with pytest.raises(KeyboardInterrupt):
         save_folder(folder, **parts, tokenizer=text.tokenizer, defaults={}, shift=1.0)
     assert WanCheckpoint.open(folder).components == source.components

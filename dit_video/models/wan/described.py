@@ -30,7 +30,7 @@ class DescribedModel:
     the "first", or "none"; or, of models that take them beside the noise and need them, a key of `known.BESIDE`. loras:
     merged into the transformers while they are loaded. trained_sides, trained_frames: the shorter sides in pixels, and
     the numbers of frames, that it was trained on, from and to, if it says so. took: what was found for parts that were
-    not named, as "part: file".
+    not named, as "part: file". by_library: the parts that are built of transformers, which takes long to import.
     """
 
     dit: DiTConfig
@@ -43,6 +43,7 @@ class DescribedModel:
     trained_frames: tuple[int, int] | None = None
     loras: tuple[Fitted, ...] = ()
     took: tuple[str, ...] = ()
+    by_library: frozenset[str] = frozenset({"image_encoder"})
 
     @cached_property
     def grid(self) -> Grid:

@@ -27,6 +27,7 @@ class RandomCheckpoint(DescribedModel):
     vae: VAEConfig = VAE
     defaults: Defaults = TINY.defaults
     known_frames: str = "any"
+    by_library: frozenset[str] = frozenset({"text_encoder"})  # which draws its weights
     trained_frames: tuple[int, int] | None = (1, 97)  # longer clips are made in windows, as by the model that ships
 
     def load_text(self, *, dtype: "torch.dtype", device: "torch.device | str" = "cpu") -> "TextEncoder":
