@@ -8,6 +8,7 @@ coding that dvgen's files have.
 """
 
 import argparse
+import time
 from pathlib import Path
 
 import imageio
@@ -30,9 +31,13 @@ def main() -> None:
     parser.add_argument("--fps", type=int, default=12)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--save", type=Path, help="also the frames, as .npy")
+    parser.add_argument("--first-step", type=Path, help="also when the transformer was first called, in seconds")
     options = parser.parse_args()
     pipeline = WanPipeline.from_pretrained(options.model, torch_dtype=getattr(torch, options.dtype))
     pipeline.set_progress_bar_config(disable=True)
+    if options.first_step:
+        called: list[float] = []
+        pipeline.transformer.register_forward_pre_hook(lambda *_: called.append(time.time()))
     width, height = map(int, options.size.split("x"))
     with torch.inference_mode():
         frames = pipeline(
@@ -55,6 +60,8 @@ def main() -> None:
             writer.append_data(frame)
     if options.save:
         np.save(options.save, pixels)
+    if options.first_step:
+        options.first_step.write_text(str(called[0]))
 
 
 if __name__ == "__main__":
