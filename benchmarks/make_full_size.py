@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from dit_video.atomic import replacing_folder
 from dit_video.checkpoints.files import write_json
+from dit_video.models.wan.configs import VAEConfig
 from dit_video.models.wan.dit import WanDiT
 from dit_video.models.wan.folder import model_index, scheduler_config
 from dit_video.models.wan.layouts import DIFFUSERS, config_to_diffusers
@@ -67,6 +68,14 @@ def shapes(module: nn.Module, rename: Callable[[str], str] = str) -> dict[str, t
     return {rename(name): tensor.shape for name, tensor in module.named_parameters()}
 
 
+def write_vae(config: VAEConfig, folder: Path) -> None:
+    """Write an autoencoder of that form into a folder that is there: its config.json and its weights."""
+    with torch.device("meta"):
+        vae = WanVAE(config)
+    write_json(folder / "config.json", diffusers_config(config))
+    save(shapes(vae, diffusers_layout(config).to_theirs), folder, "diffusion_pytorch_model")
+
+
 def write(
     name: str, out: Path, *, text_encoder: str = "umt5-xxl", layers: int | None = None, text_layers: int | None = None
 ) -> None:
@@ -80,7 +89,7 @@ def write(
     if text_encoder == "one-layer":
         sizes = ONE_LAYER | {"vocab_size": tokenizer.get_vocab_size()}
     with torch.device("meta"):
-        dit, vae = WanDiT(variant.dit), WanVAE(variant.vae)
+        dit = WanDiT(variant.dit)
         text = build_umt5(d_model=variant.dit.text_dim, **sizes)
     with replacing_folder(out) as folder:
         parts = ["transformer", *(["transformer_2"] if variant.boundary else []), "vae", "text_encoder", "scheduler"]
@@ -90,8 +99,7 @@ def write(
             if part.startswith("transformer"):
                 write_json(folder / part / "config.json", config_to_diffusers(variant.dit))
                 save(shapes(dit, DIFFUSERS.to_theirs), folder / part, "diffusion_pytorch_model")
-        write_json(folder / "vae" / "config.json", diffusers_config(variant.vae))
-        save(shapes(vae, diffusers_layout(variant.vae).to_theirs), folder / "vae", "diffusion_pytorch_model")
+        write_vae(variant.vae, folder / "vae")
         text.config.dtype, text.config.architectures = DTYPE, ["UMT5EncoderModel"]
         text.config.save_pretrained(folder / "text_encoder")
         save(shapes(text), folder / "text_encoder", "model")

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dit_video.nn import winograd
 from dit_video.nn.causal_conv import causal_conv3d, clips, frames, upsample_conv
 from dit_video.nn.resample import add_duplicated, average_down, pixel_shuffle, pixel_unshuffle
 from dit_video.nn.rms_silu import rms_norm
@@ -168,3 +169,29 @@ def test_pixel_shuffle(patch: int):
     assert torch.equal(pixel_shuffle(x, patch), video)
     if patch == 2:  # channel 1 is the next row of the same column: Wan 2.2's order is (C, column, row)
         assert torch.equal(x[:, 1], video[:, 0, :, 1::2, ::2])
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("size", [(8, 12), (9, 30), (3, 2)])  # rows and columns in whole tiles or not
+def test_winograd(monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], kernel: int):
+    monkeypatch.setattr(winograd, "_BLOCK", 2000)  # several blocks
+    torch.manual_seed(0)
+    x = torch.randn(2, 6, 4 + kernel, *size).contiguous(memory_format=torch.channels_last_3d)
+    weight, bias = torch.randn(10, 6, kernel, 3, 3), torch.randn(10)
+    out = winograd.conv(x, weight, bias)
+    assert out.is_contiguous(memory_format=torch.channels_last_3d)
+    assert gap(out, plain_conv(x, weight, bias, (1, 1))) < 1e-5
+
+
+def test_winograd_is_for_large_clips_without_gradients(monkeypatch: pytest.MonkeyPatch):
+    calls = []
+    monkeypatch.setattr(winograd, "conv", lambda *inputs: calls.append(inputs) or inputs[0])
+    x = torch.randn(1, 64, 6, 32, 32).contiguous(memory_format=torch.channels_last_3d)
+    weight, bias = torch.randn(64, 64, 3, 3, 3, requires_grad=True), torch.randn(64)
+    causal_conv3d(x, weight, bias)
+    with torch.no_grad():
+        causal_conv3d(x[..., :8], weight, bias)
+        causal_conv3d(x, weight[:32], bias[:32])
+        assert not calls
+        causal_conv3d(x, weight, bias)
+    assert len(calls) == 1
