@@ -24,8 +24,9 @@ demo: $(VENV)/.run  ## the user's own command, with the checkpoint in weights/de
 	mkdir -p $(dir $(OUT))
 	$(BIN)/dvgen sample "$(PROMPT)" --size 640x360 --frames 48 --seed 7 --output $(OUT) --overwrite
 
+# One process for each core, each of one thread: twice as many threads as cores would wait for one another.
 test: $(VENV)/.dev  ## the default tests: minutes on two cores
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 
 test-all: $(VENV)/.dev  ## the slow ones too
 	$(BIN)/python -m pytest -m "not gpu"

@@ -113,7 +113,8 @@ def run() -> None:
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _stop)
-    app(prog_name="dvgen")
+    with process.leaving_at_once():
+        app(prog_name="dvgen")
 
 
 @cache

@@ -44,3 +44,34 @@ print(libc.sbrk(0) - start >= 2**28)
         for words in ([], ["set"])
     ]
     assert [each.strip() for each in kept] == ["False", "True"]
+
+
+ENDS = """
+import atexit, sys, threading, time
+from dvgen import process
+
+class Loaded:
+    def __del__(self):
+        print("taken apart")
+
+kept = Loaded()
+def late():
+    time.sleep(0.2)
+    print("thread done")
+
+with process.leaving_at_once():
+    atexit.register(print, "handler done")
+    threading.Thread(target=late).start()
+    sys.exit(sys.argv[1] if sys.argv[1] == "in words" else int(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("code", ["0", "3", "130"])
+def test_what_is_loaded_is_not_taken_apart_at_the_end(code: str):
+    found = subprocess.run([sys.executable, "-c", ENDS, code], capture_output=True, text=True, timeout=60)
+    assert (found.returncode, found.stdout, found.stderr) == (int(code), "thread done\nhandler done\n", "")
+
+
+def test_an_end_that_is_no_number_is_as_ever():
+    found = subprocess.run([sys.executable, "-c", ENDS, "in words"], capture_output=True, text=True, timeout=60)
+    assert found.returncode == 1 and "taken apart" in found.stdout and found.stderr == "in words\n"
