@@ -140,14 +140,20 @@ class Prepared(ABC):
     def stages(self, speaker: console.Speaker, *, several: bool = False) -> "Stages":
         """The stages that it needs; several: they are needed again for the next one."""
         device, dtype = self.place
-        keep = (several or self.windows > 1) and not self.plan.keep_layers and self._fits_together()
-        return self.sampling.stages(self.checkpoint, device, dtype, speaker, self.plan, keep=keep)
+        return self.sampling.stages(self.checkpoint, device, dtype, speaker, self.plan, keep=self._keeps(several))
 
-    def _fits_together(self) -> bool:
+    def _keeps(self, several: bool) -> bool:
+        """Whether all stages stay in memory, where there is room for them: for the next video, and for the next window
+        where they would be copied to a device or compiled again. On a CPU a window is far more work than loading, and
+        without what the other stages hold a long clip takes as much memory as a short one.
+        """
         from dit_video.machine import memory_for
         from dit_video.plan import weights_bytes
 
         device, dtype = self.place
+        in_windows = self.windows > 1 and (device.type != "cpu" or self.sampling.compile)
+        if not (several or in_windows) or self.plan.keep_layers:
+            return False
         together = self.plan.nbytes + weights_bytes(self.checkpoint, dtype.itemsize)
         return together < memory_for(device, self.sampling.memory)
 
@@ -157,7 +163,6 @@ class Prepared(ABC):
         from dit_video.work import passes_of
 
         encoded, passes = self._encoded(), passes_of(self.settings, self.checkpoint.boundary)
-        several = videos > 1 or self.windows > 1
         return Course(
             shapes=self._shapes() * videos,
             encoded=encoded * videos,
@@ -165,7 +170,7 @@ class Prepared(ABC):
             prompts=len(self.unread()) if passes.count else 0,
             suffix=suffix or self.suffix,
             tile=self.plan.tile,
-            keeps=several and not self.plan.keep_layers and self._fits_together(),
+            keeps=self._keeps(videos > 1),
             sees_images=self.checkpoint.sees_images,
             written=self._copied() * videos,
         )
