@@ -56,12 +56,12 @@ def dry(*arguments: str, code: int = 0) -> dict[str, Any]:
 def imported(*arguments: str) -> tuple[dict[str, Any], set[str]]:
     """What a dry run in a process of its own says, and the heavy modules that it has imported."""
     code = (
-        "import atexit, sys\n"
-        f"atexit.register(lambda: print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr))\n"
+        "import sys\n"
         "from dit_video.models.wan import inferred\n"
         f"inferred.HEAD_DIM = {inferred.HEAD_DIM}\n"
         "from dvgen.main import run\n"
-        "run()\n"
+        "try: run()\n"
+        f"finally: print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)\n"
     )
     path = os.pathsep.join([str(ROOT), str(ROOT / "cli"), *sys.path])
     line = [sys.executable, "-c", code, *arguments, "--dry-run", "--json"]

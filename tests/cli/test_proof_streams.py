@@ -94,6 +94,7 @@ def test_a_narrow_terminal(columns: int, monkeypatch: pytest.MonkeyPatch):
     ours, theirs = os.openpty()
     termios.tcsetwinsize(theirs, (24, columns))
     monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("COLUMNS", raising=False)  # which tests in several processes have
     process = start("sample", "a", *QUICK, "-o", "a.mp4", stderr=theirs)
     os.close(theirs)
     data = b""
