@@ -62,7 +62,7 @@ def test_captions_are_not_needed_and_what_is_left_out_is_counted(folder: Path, t
     assert {piece.path.name for piece in made.found.training} == {
         "wide.mp4", "tall.mp4", "large.webm", "picture.png", "still.png"
     }  # fmt: skip
-    assert len(notes) == 3 and notes[-1] == "2 files were left out."
+    assert len(notes) == 3 and "2 files were left out." in notes
     assert any("short.mp4: it has fewer than 5 frames (min_frames)" in note for note in notes)
 
 
@@ -180,7 +180,7 @@ def test_a_run_on_files_learns_validates_and_resumes_bit_for_bit(
     log: list = []
     notes: list[str] = []
     autoencoder.train(asked, resume=False, report=log.append, note=notes.append)
-    assert log[-1].loss < log[0].loss and notes[-1] == "2 files were left out."
+    assert log[-1].loss < log[0].loss and "2 files were left out." in notes
     lines = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
     (validated,) = [line["validation_loss"] for line in lines if "validation_loss" in line]
     assert 0 < validated < log[0].loss
