@@ -203,7 +203,9 @@ def main() -> None:
         ours = np.load(files["packed"]).astype(np.float64)
         errors = [np.linalg.norm(np.load(files[side]) - ours) / np.linalg.norm(ours) for side in ("padded", "sorted")]
     same = harness.agree("largest relative error of the gradient", float(max(errors)), SAME[options.dtype])
-    report = harness.Report("training", "Useful tokens a second in training: packed against padded and resized", "peer")
+    report = harness.Report(
+        "training", "Useful tokens a second in training: packed against padded and resized", "padded or resized"
+    )
     what = {
         "padded": "every clip padded to the longest of its step",
         "sorted": "the same, clips of like lengths together",

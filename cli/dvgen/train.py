@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from dvgen import console, options
+from dvgen import console, options, pages
 from dvgen.command import Command
 from dvgen.logs import with_logging
 
@@ -15,8 +16,21 @@ if TYPE_CHECKING:
     from dit_video.train.dry_run_autoencoder import AutoencoderDryRun
     from dit_video.train.loop import Progress
 
+
+class Trainings(TyperGroup):
+    """The trainings; help as in `main`."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Help."""
+        pages.import_drawing()
+        super().format_help(ctx, formatter)
+
+
 app = typer.Typer(
-    help="Train an autoencoder or a transformer from a TOML config.", no_args_is_help=True, add_completion=False
+    cls=Trainings,
+    help="Train an autoencoder or a transformer from a TOML config.",
+    no_args_is_help=True,
+    add_completion=False,
 )
 
 Config = Annotated[

@@ -48,3 +48,9 @@ def test_what_differs_gets_no_ratio(harness):
     with pytest.raises(harness.Differs, match="at most 0"):
         harness.agree("error", 0.2, 0.1)
     assert harness.agree("error", 0.05, 0.1) == "error 0.05"
+
+
+def test_every_page_of_results_is_listed():
+    pages = {file.name for file in (ROOT / "benchmarks" / "results").glob("*.md")}
+    listed = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert pages and not {name for name in pages if f"(../benchmarks/results/{name})" not in listed}

@@ -67,8 +67,8 @@ class StillDiT(nn.Module):
         self, latents: list[Tensor], timesteps: list[Tensor], text: None, text_index: list[int]
     ) -> list[Tensor]:
         assert [times.shape for times in timesteps] == [(x.shape[1],) for x in latents]
-        self.passes += len(latents)
-        return [torch.zeros_like(x) for x in latents]
+        self.passes += len(text_index)
+        return [torch.zeros_like(x) for x in latents * (len(text_index) // len(latents))]
 
 
 class StillCheckpoint(RandomCheckpoint):
