@@ -111,18 +111,17 @@ class Attention(nn.Module):
     def __init__(self, config: T5Config, *, has_bias: bool) -> None:
         super().__init__()
         self.heads, inner = config.num_heads, config.num_heads * config.d_kv
-        self.max_distance = config.relative_attention_max_distance
         self.q, self.k, self.v = (nn.Linear(config.d_model, inner, bias=False) for _ in range(3))
         self.o = nn.Linear(inner, config.d_model, bias=False)
         self.relative_attention_bias: Embedding | None = None
         if has_bias:
             self.relative_attention_bias = Embedding(config.relative_attention_num_buckets, self.heads)
 
-    def forward(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(B, L, D) to (B, L, D), and the bias (1, H, L, L): its own, or that which it was given."""
+    def forward(self, x: Tensor, buckets: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(B, L, D) and the buckets (L, L) to (B, L, D), and the bias (1, H, L, L): its own, or that which it was
+        given."""
         if self.relative_attention_bias is not None:
-            buckets = buckets_of(x.shape[1], self.relative_attention_bias.num_embeddings, self.max_distance)
-            bias = self.relative_attention_bias(buckets.to(x.device)).permute(2, 0, 1)[None]  # 1 H L L
+            bias = self.relative_attention_bias(buckets).permute(2, 0, 1)[None]  # 1 H L L
         assert bias is not None
         q, k, v = (layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.contiguous(), scale=1.0)  # B H L A
@@ -167,9 +166,9 @@ class AttentionLayer(nn.Module):
         self.SelfAttention = Attention(config, has_bias=has_bias)
         self.layer_norm = RMSNorm(config)
 
-    def forward(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, buckets: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `Attention`."""
-        y, bias = self.SelfAttention(self.layer_norm(x), bias)
+        y, bias = self.SelfAttention(self.layer_norm(x), buckets, bias)
         return x + y, bias
 
 
@@ -193,9 +192,9 @@ class Block(nn.Module):
         super().__init__()
         self.layer = nn.ModuleList([AttentionLayer(config, has_bias=has_bias), FeedForwardLayer(config)])
 
-    def forward(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(B, L, D) to (B, L, D), and the bias (1, H, L, L) that was added."""
-        x, bias = self.layer[0](x, bias)
+    def forward(self, x: Tensor, buckets: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(B, L, D) and the buckets (L, L) to (B, L, D), and the bias (1, H, L, L) that was added."""
+        x, bias = self.layer[0](x, buckets, bias)
         return _finite(self.layer[1](_finite(x))), bias
 
 
@@ -214,14 +213,16 @@ class Stack(nn.Module):
     def __init__(self, config: T5Config) -> None:
         super().__init__()
         biases = (config.every_bias or number == 0 for number in range(config.num_layers))
+        self.config = config
         self.block = nn.ModuleList(Block(config, has_bias=has_bias) for has_bias in biases)
         self.final_layer_norm = RMSNorm(config)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, D) to (B, L, D)."""
-        bias: Tensor | None = None
+        count, most = self.config.relative_attention_num_buckets, self.config.relative_attention_max_distance
+        buckets, bias = buckets_of(x.shape[1], count, most).to(x.device), None  # (L, L), the same for all layers
         for block in self.block:
-            x, bias = block(x, bias)
+            x, bias = block(x, buckets, bias)
         return self.final_layer_norm(x)
 
 
