@@ -40,7 +40,7 @@ def causal_conv3d(x: Tensor, weight: Tensor, bias: Tensor, *, stride: tuple[int,
     if stride != (1, 1):
         assert k == 1, "a stride in time takes a kernel of one pixel"
         return _conv_time(x, weight[..., 0, 0], bias, stride[0])
-    if _winograd_pays(x, weight):
+    if _winograd_pays(x, weight, bias):
         return winograd.conv(x, weight, bias)
     if _onednn_takes(x):
         return _OneDNN.apply(x, weight, bias)
@@ -54,11 +54,11 @@ def _onednn_takes(x: Tensor) -> bool:
     return x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def _winograd_pays(x: Tensor, weight: Tensor) -> bool:
+def _winograd_pays(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
     """Whether Winograd's way is the faster one here, and exact enough; it has no gradients."""
     if x.device.type != "cpu" or x.dtype != torch.float32 or weight.shape[-1] != winograd.KERNEL:
         return False
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+    if torch.is_grad_enabled() and any(each.requires_grad for each in (x, weight, bias)):
         return False
     tiles = (x.shape[2] - weight.shape[2] + 1) * x.shape[3] * x.shape[4] // winograd.SIDE**2
     return min(weight.shape[:2]) >= _WINOGRAD_CHANNELS and tiles >= _WINOGRAD_TILES

@@ -183,6 +183,28 @@ def test_winograd(monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], kernel
     assert gap(out, plain_conv(x, weight, bias, (1, 1))) < 1e-5
 
 
+def test_winograd_with_a_channel_a_thousand_times_larger():
+    """Beside float64: what the others add is not lost."""
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(1, 64, 4, 16, 16), torch.randn(64, 64, 3, 3, 3), torch.randn(64)
+    x[:, 3] *= 1000
+    exact = plain_conv(x.double(), weight.double(), bias.double(), (1, 1))
+    out = winograd.conv(x.contiguous(memory_format=torch.channels_last_3d), weight, bias)
+    assert gap(out, exact) < 3e-5
+    x[:, 3] = 0
+    assert (
+        gap(exact, plain_conv(x.double(), weight.double(), bias.double(), (1, 1))) > 0.9
+    )  # that channel is nearly all
+
+
+def test_winograd_leaves_a_bias_its_gradients():
+    torch.manual_seed(0)
+    x = torch.randn(1, 64, 6, 32, 32).contiguous(memory_format=torch.channels_last_3d)
+    bias = torch.randn(64, requires_grad=True)
+    causal_conv3d(x, torch.randn(64, 64, 3, 3, 3), bias).sum().backward()
+    torch.testing.assert_close(bias.grad, torch.full((64,), 4.0 * 32 * 32))
+
+
 def test_winograd_is_for_large_clips_without_gradients(monkeypatch: pytest.MonkeyPatch):
     calls = []
     monkeypatch.setattr(winograd, "conv", lambda *inputs: calls.append(inputs) or inputs[0])
