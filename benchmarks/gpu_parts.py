@@ -144,7 +144,7 @@ def packs(bench: Bench) -> None:
 def fp8(bench: Bench) -> None:
     """A pass with linear layers in 8-bit floats, against bfloat16."""
     if bench.cuda:
-        check_fp8(bench.device, BF16)
+        check_fp8(bench.device)
     plain = transformer(bench)
     rounded = copy.deepcopy(plain)
     quantised(rounded.blocks, "fp8")

@@ -62,13 +62,17 @@ def check_quantize(scheme: str | None, device: str, dtype: str, *, compiled: boo
         UsageError: there are none.
     """
     if scheme == "int8" and device != "cpu":
-        raise UsageError(f"int8 multiplies on the CPU alone, and this is {device}; the nearest is --device cpu.")
+        told = "--quantize int8: multiplies on the CPU alone"
+        raise UsageError(f"{told}, and this is {device}; the nearest is --device cpu.")
     if scheme == "int8" and compiled:
         raise UsageError("--quantize int8 and --compile: only one of the two can be given; int8 is not compiled.")
     if scheme == "fp8" and device != "cuda":
-        raise UsageError(f"fp8 multiplies on NVIDIA GPUs of Ada, Hopper or later, and this is {device}.")
+        nearest = "int8" if device == "cpu" else "none"
+        told = "--quantize fp8: multiplies on NVIDIA GPUs of Ada, Hopper or later"
+        raise UsageError(f"{told}, and this is {device}; the nearest is --quantize {nearest}.")
     if scheme == "fp8" and dtype != "bfloat16":
-        raise UsageError(f"fp8 gives bfloat16, and the dtype is {dtype}; the nearest is --dtype bfloat16.")
+        told = f"--quantize fp8: gives bfloat16, and the dtype is {dtype}"
+        raise UsageError(f"{told}; the nearest is --dtype bfloat16.")
 
 
 def kept_every() -> float:

@@ -16,17 +16,13 @@ CAPABILITY = (8, 9)  # of a GPU with such products
 SIXTEEN = 16  # the kernels take K and N that are multiples of so many
 
 
-def check_fp8(device: torch.device, dtype: torch.dtype) -> None:
-    """Refuses what has no such products. Raises UsageError."""
-    if device.type != "cuda":
-        raise UsageError(f"fp8 multiplies on NVIDIA GPUs of Ada, Hopper or later, and this is {device.type}.")
+def check_fp8(device: torch.device) -> None:
+    """Refuses GPUs without such products; other devices and dtypes `limits.check_quantize` does. Raises UsageError."""
     capability = torch.cuda.get_device_capability(device)
     if capability < CAPABILITY:
         told = ".".join(map(str, capability))
-        raise UsageError(f"fp8 needs a GPU of compute capability 8.9 or later, and this one has {told}.")
-    if dtype != torch.bfloat16:
-        told = str(dtype).removeprefix("torch.")
-        raise UsageError(f"fp8 gives bfloat16, and the dtype is {told}; the nearest is --dtype bfloat16.")
+        needed = "--quantize fp8: needs a GPU of compute capability 8.9 or later"
+        raise UsageError(f"{needed}, and this one has {told}; the nearest is --quantize none.")
 
 
 def rounded(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,10 +17,12 @@ HALF = 64  # the largest weight where pairs of products are added in 16 bits: 2 
 SMALLEST = torch.finfo(torch.float32).tiny
 
 
-def check_int8(device: torch.device, dtype: torch.dtype) -> None:
+def check_int8(device: torch.device) -> None:
     """Refuses a PyTorch that has no such products. Raises UsageError."""
     if not torch.backends.mkldnn.is_available():
-        raise UsageError("int8 needs a PyTorch with oneDNN, and this one has none.")
+        raise UsageError(
+            "--quantize int8: needs a PyTorch with oneDNN, and this one has none; the nearest is --quantize none."
+        )
 
 
 class Int8:

@@ -89,8 +89,8 @@ def quantised(modules: Iterable[nn.Module], scheme: str | None) -> None:
 SCHEMES: dict[str, Callable[[Tensor], Product]] = {"int8": Int8, "fp8": Fp8}
 """What makes the product of weights (N, K), by its name, which `--quantize` takes."""
 
-CHECKS: dict[str, Callable[[torch.device, torch.dtype], None]] = {"int8": check_int8, "fp8": check_fp8}
-"""What refuses a place that has no such products."""
+CHECKS: dict[str, Callable[[torch.device], None]] = {"int8": check_int8, "fp8": check_fp8}
+"""What refuses a device of the right kind that has no such products all the same."""
 
 
 def check_quantize(scheme: str | None, device: torch.device, dtype: torch.dtype, *, compiled: bool = False) -> None:
@@ -98,4 +98,4 @@ def check_quantize(scheme: str | None, device: torch.device, dtype: torch.dtype,
     is. Raises UsageError."""
     if scheme is not None:
         limits.check_quantize(scheme, device.type, str(dtype).removeprefix("torch."), compiled=compiled)
-        CHECKS[scheme](device, dtype)
+        CHECKS[scheme](device)

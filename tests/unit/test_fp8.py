@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from dit_video.errors import UsageError
-from dit_video.nn.fp8 import Fp8, check_fp8, rounded
+from dit_video.nn.fp8 import Fp8, rounded
+from dit_video.nn.linear import check_quantize
 
 
 def layer(rows=24, inputs=64, outputs=48, dtype=torch.bfloat16):
@@ -43,15 +44,13 @@ def test_rows_of_zeros_stay_zeros():
 
 
 def test_refused_where_there_are_no_such_products(monkeypatch):
-    with pytest.raises(UsageError, match="this is cpu"):
-        check_fp8(torch.device("cpu"), torch.bfloat16)
     gpu = torch.device("cuda", 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 6))
-    with pytest.raises(UsageError, match=r"8\.9 or later, and this one has 8\.6"):
-        check_fp8(gpu, torch.bfloat16)
+    with pytest.raises(UsageError, match=r"8\.9 or later, and this one has 8\.6; the nearest is --quantize none"):
+        check_quantize("fp8", gpu, torch.bfloat16)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    check_fp8(gpu, torch.bfloat16)
-    with pytest.raises(UsageError, match="float16; the nearest is --dtype bfloat16"):
-        check_fp8(gpu, torch.float16)
+    check_quantize("fp8", gpu, torch.bfloat16)
+    with pytest.raises(UsageError, match=r"--quantize fp8: .* float16; the nearest is --dtype bfloat16"):
+        check_quantize("fp8", gpu, torch.float16)
     with pytest.raises(UsageError, match="multiples of 16, and one is 64 to 40"):
         Fp8(torch.zeros(40, 64))
