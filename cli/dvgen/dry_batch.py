@@ -65,7 +65,13 @@ def _group(tasks: Sequence[Task], rules: Rules, counts: dict[str, int]) -> "tupl
 
     shared = tasks[0].request.sampling
     checkpoint, found = shared.open(), foreseen(shared.device, shared.dtype)
-    check_quantize(shared.quantize, found.device.type, found.dtype.name, compiled=shared.compile)
+    try:
+        check_quantize(shared.quantize, found.device.type, found.dtype.name, compiled=shared.compile)
+    except DvgenError as error:
+        counts["refused"] += len(tasks)
+        for task in tasks:
+            _tell(task.job, "refused", problems=[str(error)])
+        return NOTHING, 0
     place: Any = (found.device, found.dtype)
     clock = users_clock(checkpoint, found.dtype.name, found.device.type, quantize=shared.quantize)
     total, forwards = NOTHING, 0

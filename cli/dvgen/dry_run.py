@@ -32,9 +32,10 @@ BYTES_OF_PIXEL = {
 KEPT = {"unipc": 4, "dpmpp-2m": 2, "dpmpp-2m-sde": 2}  # tensors of the state of denoising; one of other solvers
 BASES = {
     "measured": "measured here with this model",
-    "another": "measured here with another model; `dvgen calibrate` measures this one",
-    "guess": "a guess, nothing was measured here; `dvgen calibrate` does",
+    "another": "measured here with another model",
+    "guess": "a guess, nothing was measured here",
 }
+ADVICE = {"another": "`dvgen calibrate` measures this one", "guess": "`dvgen calibrate` does"}
 STAGES = {"text": "the prompt", "encode": "encoding", "denoise": "denoising", "decode": "decoding"}
 
 
@@ -285,10 +286,18 @@ def _lines(facts: Mapping[str, Any], ready: "Prepared") -> list[tuple[str, str]]
         ("memory", f"{', '.join(stages)}; of {size(memory['available'])}"),
         ("disk", f"{', '.join(files)} at most; {size(disk['free'])} are free"),
         *(("time", f"{name} {_range(*seconds[name])}") for name in seconds if name not in ("total", "basis")),
-        ("time", f"in all {_range(*seconds['total'])}: {BASES[seconds['basis']]}"),
+        ("time", f"in all {_range(*seconds['total'])}: {_basis(seconds['basis'], facts['quantize'])}"),
         *(("note", note) for note in facts["notes"]),
     ]
     return lines
+
+
+def _basis(basis: str, quantize: str | None) -> str:
+    """How times are known, and what measures them: not `dvgen calibrate` where blocks are quantised, which it takes as
+    they are stored."""
+    if quantize and basis == "another":
+        return f"measured here otherwise than with {quantize}"
+    return BASES[basis] if quantize or basis not in ADVICE else f"{BASES[basis]}; {ADVICE[basis]}"
 
 
 def _range(low: float, high: float) -> str:
