@@ -5,13 +5,16 @@ import torch
 
 from dit_video.checkpoints.formats import describe
 from dit_video.checkpoints.load import load_into, save_model
+from dit_video.checkpoints.parts import Keep
 from dit_video.errors import UsageError
 from dit_video.models.wan.configs import DiTConfig
 from dit_video.models.wan.dit import WanDiT
 from dit_video.models.wan.layouts import DIFFUSERS
+from dit_video.models.wan.pipeline import open_checkpoint
 from dit_video.nn import int8, linear
 from dit_video.nn.int8 import Int8
 from dit_video.nn.linear import Linear, check_quantize, quantised
+from tests.tiny import tiny_wan21_folder
 
 CONFIG = DiTConfig(dim=128, ffn_dim=256, num_heads=2, num_layers=3, text_dim=48)
 
@@ -91,12 +94,36 @@ def test_a_model_is_quantised_as_it_is_loaded(tmp_path):
     assert len(of_blocks) == 3 * 10
     for layer in layers:
         assert layer.weight.is_meta == (layer.product is not None) == any(layer is each for each in of_blocks)
-    at_use = WanDiT(CONFIG).eval()  # as layers are that are streamed
+    at_use = WanDiT(CONFIG).eval()  # whose weights are not dropped
     at_use.load_state_dict(model.state_dict())
-    quantised(at_use.blocks, "int8")
+    for module in at_use.blocks.modules():
+        if isinstance(module, Linear):
+            module.scheme = "int8"
     latent, embed, times = torch.randn(16, 2, 4, 6), torch.randn(5, 48), [torch.full((2,), 500.0)]
     want, got, same = (m([latent], times, m.encode_text([embed]), [0])[0] for m in (model, loaded, at_use))
     assert difference(got, same) < 1e-3 < difference(got, want) < 3e-2
+
+
+@torch.no_grad()
+def test_layers_that_are_streamed_are_quantised_as_those_that_stay(tmp_path):
+    checkpoint = open_checkpoint(tiny_wan21_folder(tmp_path / "wan"))
+    dits = [
+        checkpoint.load_dit(dtype=torch.float32, keep=keep, quantize=scheme)
+        for keep, scheme in ((None, None), (None, "int8"), (Keep(1), "int8"))
+    ]
+    layers = [[each for each in dit.blocks.modules() if isinstance(each, Linear)] for dit in dits]
+    settled = [sum(each.product is not None for each in found) for found in layers]
+    assert settled == [0, len(layers[1]), len(layers[2]) // len(dits[2].blocks)]  # of the one block that stays
+    torch.manual_seed(0)
+    config = checkpoint.dit
+    latent, embed, times = (
+        torch.randn(config.in_dim, 2, 4, 4),
+        torch.randn(5, config.text_dim),
+        [torch.full((2,), 500.0)],
+    )
+    for _ in range(2):  # weights are read again
+        exact, whole, streamed = (dit([latent], times, dit.encode_text([embed]), [0])[0] for dit in dits)
+        assert torch.equal(streamed, whole) and 1e-3 < difference(whole, exact) < 5e-2
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from dit_video.models.wan.configs import DiTConfig
 from dit_video.models.wan.dit import WanDiT
 from dit_video.nn import regional
 from dit_video.nn.graphs import MOST, Call, Repeats
-from dit_video.nn.linear import Linear, quantised
+from dit_video.nn.linear import quantised
 from dit_video.nn.streaming import StreamedList
 
 CONFIG = DiTConfig(dim=64, ffn_dim=96, num_heads=2, num_layers=3, in_dim=4, out_dim=4, text_dim=24)
@@ -192,9 +192,6 @@ def test_quantised_blocks_are_compiled_once_too(model):
     torch._dynamo.reset()
     model.bfloat16()
     quantised(model.blocks, "fp8")
-    for module in model.modules():
-        if isinstance(module, Linear):
-            module.settle()
     want = [velocities(model, shapes) for shapes in PACKS]
     backend, made = counting()
     model.compile_blocks(backend=backend)
