@@ -1,6 +1,7 @@
 """Packing: a pack equals its clips one by one, whatever is beside them and in whatever order."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from dit_video.models.wan import dit
 from dit_video.models.wan.configs import DiTConfig
 from dit_video.models.wan.dit import UNSEEN, WanDiT
+from dit_video.nn.graphs import Repeats
 from dit_video.nn.packing import make_pack, pack_tokens, unpack_tokens
 
 CONFIG = DiTConfig(dim=80, ffn_dim=96, num_heads=4, num_layers=3, in_dim=6, out_dim=6, freq_dim=32, text_dim=24)
@@ -119,17 +121,57 @@ def test_a_prompt_gives_a_clip_the_same_numbers_whatever_is_encoded_with_it(dtyp
         torch.testing.assert_close(together, alone, rtol=0, atol=2e-5 if dtype == torch.float32 else 2e-2)
 
 
+def copying(function, inputs):
+    """Stands for what records on a GPU: a replay reads the memory that it was recorded with."""
+    static = tuple(x.clone() for x in inputs)
+
+    def replay(*given):
+        for place, x in zip(static, given, strict=True):
+            place.copy_(x)
+        return function(*static).clone()
+
+    return replay
+
+
 @torch.no_grad()
-def test_clips_with_several_prompts_equal_those_with_one_each(monkeypatch):
-    model = random_model()
+@pytest.mark.parametrize("dropped", [False, True], ids=["whole", "dropped"])
+@pytest.mark.parametrize("pictures", [False, True], ids=["text", "pictures"])
+@pytest.mark.parametrize("way", ["plain", "compiled", "recorded"])
+def test_clips_with_several_prompts_equal_those_with_one_each(monkeypatch, way: str, pictures: bool, dropped: bool):
+    torch._dynamo.reset()
+    model = random_model(replace(CONFIG, image_dim=20, emb_pos=None) if pictures else CONFIG).requires_grad_(False)
     latents, timesteps, prompts, text_index = clips()
     text, again = model.encode_text(prompts), [1, 1, 0, 2, 2]
-    want = [*model(latents, timesteps, text, text_index), *model(latents, timesteps, text, again)]
-    assert_near(model(latents, timesteps, text, text_index + again), want)
+    images = model.encode_images([torch.randn(5, 20), torch.randn(5, 20)]) if pictures else None
+    seen, others = ([0, 1, 0, 1, 1], [1, 1, 0, 0, 1]) if pictures else ([], [])
+    keep = [torch.tensor([1, 4, 9, 17]), None, torch.arange(6), None, None] if dropped else None
+
+    def predicted(texts: list[int], sets: list[int], times: list[torch.Tensor] = timesteps):
+        return model(latents, times, text, texts, keep, images, sets)
+
+    flipped = [times.flip(0) for times in timesteps]  # other frames are known, of as many levels
+    want = [*predicted(text_index, seen), *predicted(again, others)]
+    of_flipped = [*predicted(text_index, seen, flipped), *predicted(again, others, flipped)]
+    assert not torch.equal(want[0], want[5]) and not torch.equal(want[0], of_flipped[0])
+    calls: list[int] = []
+    recorded = None
+    if way == "compiled":
+        model.compile_blocks(backend=lambda module, _: lambda *inputs: calls.append(1) or module(*inputs))
+    elif way == "recorded":
+        recorded = model.graphs = Repeats(copying)
+    for _ in range(3):  # as it is, recorded, and replayed
+        assert_near(predicted(text_index + again, seen + others), want)
+    assert_near(predicted(text_index + again, seen + others, flipped), of_flipped)
+    if way != "plain":
+        assert len(calls) == (4 * CONFIG.num_layers if way == "compiled" else 0)  # the first block is compiled too
+        assert recorded is None or recorded.recorded == 1
+        return
     tokens = []
     monkeypatch.setattr(model.blocks[0].self_attn.q, "forward", lambda x: tokens.append(len(x)) or x)
-    model(latents, timesteps, text, text_index + again)
-    assert tokens == [sum(clip[0].numel() // 4 for clip in latents)]  # the first self-attention sees each clip once
+    predicted(text_index + again, seen + others)
+    kept = [None] * 5 if keep is None else keep
+    counts = [clip[0].numel() // 4 if rows is None else len(rows) for clip, rows in zip(latents, kept, strict=True)]
+    assert tokens == [sum(counts)]  # the first self-attention sees each clip once
 
 
 @torch.no_grad()
