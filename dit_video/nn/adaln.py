@@ -32,6 +32,8 @@ def to_tokens(table: Tensor, level: Tensor) -> Tensor:
 @fusable
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, level: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """layer_norm(x) (1 + scale) + shift: x (N, D) float32, shift and scale (U, D) to (N, D) of `dtype`."""
+    if len(shift) == 1:
+        return F.layer_norm(x, x.shape[-1:], 1 + scale[0], shift[0], eps).to(dtype)
     normed = F.layer_norm(x, x.shape[-1:], eps=eps)
     return torch.addcmul(to_tokens(shift, level), normed, 1 + to_tokens(scale, level)).to(dtype)
 

@@ -1,29 +1,33 @@
-"""The feed-forward layers of a transformer, in parts that stay in a CPU's cache."""
+"""The feed-forward layers of a transformer."""
 
 import torch
 from torch import Tensor, nn
 
-ROWS = 512
-"""Tokens at a time on a CPU: enough for a matrix product to run at its speed, so few that what is between the layers,
-several times as wide as the tokens, is still in the cache when it is read: a third off the time of 6,240 tokens that
-are 256 wide.
+from dit_video.nn.activation import GELU
+from dit_video.nn.linear import Linear
+
+PART = 2**25
+"""Bytes of what is between the layers, several times as wide as the tokens, that are there at a time on a CPU. Smaller
+parts cost time: a product has a start of its own, some 50 us (`docs/log.md`).
 """
 
 
 class FeedForward(nn.Sequential):
-    """Layers that see each token by itself; without gradients on a CPU `ROWS` tokens go through all of them at a time,
-    and what is between the layers is never there for more.
-    """
+    """A linear layer with GELU, and another one."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__(Linear(dim, hidden), GELU(), Linear(hidden, dim))
+        self.hidden = hidden
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, D) to (N, D)."""
+        rows = max(PART // (self.hidden * x.element_size()), 1)
         whole = x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling()
-        if whole or len(x) <= ROWS:
+        if whole or len(x) <= rows:
             return self.layers(x)
-        return torch.cat([self.layers(part) for part in x.split(ROWS)])
+        return torch.cat([self.layers(part) for part in x.split(rows)])
 
     def layers(self, x: Tensor) -> Tensor:
         """All tokens at once."""
-        for layer in self:
-            x = layer(x)
-        return x
+        first, gelu, second = self
+        return second(first(x, gelu))

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dit_video import limits
+from dit_video.nn.activation import GELU
 from dit_video.nn.fp8 import Fp8, check_fp8
 from dit_video.nn.int8 import Int8, check_int8
 
@@ -38,11 +39,24 @@ def product_dtype(parameter: Tensor) -> torch.dtype:
     return parameter.dtype if multiplies(parameter.dtype, device) else torch.float32
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x W^T + b in the dtype of x, or autocast's, whatever the weights are stored as."""
-    if weight.dtype == x.dtype or torch.is_autocast_enabled(x.device.type):
-        return F.linear(x, weight, bias)
-    return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, then: GELU | None = None) -> Tensor:
+    """x W^T + b in the dtype of x, or autocast's, whatever the weights are stored as; and what comes then."""
+    if weight.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+        weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+    if (then is not None or x.dtype == torch.bfloat16) and _in_one(x, weight):
+        after = ("none", [], "") if then is None else ("gelu", [], "tanh")
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *after)
+    y = F.linear(x, weight, bias)
+    return y if then is None else then(y)
+
+
+def _in_one(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN is to be asked for a product and what comes after it in one: it does without a pass through memory
+    there, and in bfloat16 has less to do before it than torch's `linear` (256 x 256: 66 against 155 us)."""
+    plain = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and weight.is_contiguous()
+    if not plain or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return False
+    return torch.backends.mkldnn.is_available() and multiplies(x.dtype, "cpu")
 
 
 class Product(Protocol):
@@ -63,11 +77,12 @@ class Linear(nn.Linear):
     scheme: str | None = None
     product: Product | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., K) to (..., N) of x's dtype, or autocast's."""
-        if self.scheme is not None:
-            return (self.product or SCHEMES[self.scheme](self.weight))(x, self.bias)
-        return linear(x, self.weight, self.bias)
+    def forward(self, x: Tensor, then: GELU | None = None) -> Tensor:
+        """(..., K) to (..., N) of x's dtype, or autocast's; and what comes then."""
+        if self.scheme is None:
+            return linear(x, self.weight, self.bias, then)
+        y = (self.product or SCHEMES[self.scheme](self.weight))(x, self.bias)
+        return y if then is None else then(y)
 
     def settle(self) -> None:
         """Quantise the weights that are there, if this layer is to be quantised, and drop them."""

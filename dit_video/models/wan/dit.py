@@ -61,7 +61,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor, rope: Tensor | None = None) -> Tensor:
-        """(N, D) of any dtype, rope (N, E / 2, 2) to (N, D) float32."""
+        """(N, D), rope (N, E / 2, 2) to (N, D) of the same dtype, computed in float32."""
         return rms_norm_rotate(x, self.weight.float(), rope, self.eps)
 
 
@@ -106,12 +106,12 @@ class CrossAttention(Attention):
 
     def text_keys(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """Text (P, S, D) to keys and values (P, S, H, E)."""
-        keys = self.norm_k(self.k(text).flatten(0, 1)).to(text.dtype)  # (P S, D)
+        keys = self.norm_k(self.k(text).flatten(0, 1))  # (P S, D)
         return self.heads(keys.view_as(text)), self.heads(self.v(text))
 
     def image_keys(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Pictures (I, R, D) to keys and values (I, R, H, E)."""
-        keys = self.norm_k_img(self.k_img(images).flatten(0, 1)).to(images.dtype)  # (I R, D)
+        keys = self.norm_k_img(self.k_img(images).flatten(0, 1))  # (I R, D)
         return self.heads(keys.view_as(images)), self.heads(self.v_img(images))
 
     @torch.no_grad()
@@ -161,7 +161,7 @@ class Block(nn.Module):
         self.self_attn = SelfAttention(config)
         self.norm3 = nn.LayerNorm(dim, config.eps) if config.cross_attn_norm else nn.Identity()
         self.cross_attn = CrossAttention(config)
-        self.ffn = FeedForward(Linear(dim, hidden), GELU(), Linear(hidden, dim))
+        self.ffn = FeedForward(dim, hidden)
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
 
     def forward(self, x: Tensor, levels: Tensor, pack: Pack, text: Seen, images: Seen | None = None) -> Tensor:
