@@ -5,8 +5,9 @@
 `shipped` is the autoencoder of the model that ships, `full-size` that of Wan 2.1 with random weights. dvgen runs as its
 command runs it: with the settings of its process, encoding and decoding one latent frame after the other, of which
 frames go on to a file as they are ready. diffusers runs under inference_mode, with tiling and slicing off and all
-threads. Each run is a process of its own that makes a tiny clip first; seconds are those of the clip, memory is that of
-the whole process. `--size` and `--frames` are for trying things.
+threads. What is encoded are frames of 8 bits, as they come from a file. Each run is a process of its own that makes a
+tiny clip first; seconds are those of the clip, memory is that of the whole process. `--size` and `--frames` are for
+trying things.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING
 import harness
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 
@@ -65,8 +67,12 @@ class Theirs:
         """The pixels of whitened latents."""
         yield self.vae.decode(latents * self.deviation + self.mean).sample
 
-    def encode(self, video: "Tensor") -> "Iterator[Tensor]":
-        """The whitened latents of pixels."""
+    def encode(self, frames: "np.ndarray") -> "Iterator[Tensor]":
+        """The whitened latents of frames, which are prepared as diffusers' pipelines do."""
+        from diffusers.video_processor import VideoProcessor
+
+        video = VideoProcessor(vae_scale_factor=self.stride[1]).preprocess_video(frames.astype("float32") / 255)
+        video = video.to(self.vae.dtype)
         yield (self.vae.encode(video).latent_dist.mode() - self.mean) / self.deviation
 
 
@@ -91,9 +97,11 @@ class Ours:
         """As `decode.decode_frames` does."""
         return self.vae.decode_stream(latents)
 
-    def encode(self, video: "Tensor") -> "Iterator[Tensor]":
-        """As `known.encode_frames` does."""
-        yield self.vae.encode(video, chunk=1)
+    def encode(self, frames: "np.ndarray") -> "Iterator[Tensor]":
+        """The latents of frames."""
+        from dit_video.known import encode_frames
+
+        yield encode_frames(self.vae, frames)[None]
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -102,6 +110,7 @@ def measure(options: argparse.Namespace) -> None:
         from dvgen import process
 
         process.prepare()
+    import numpy as np
     import torch
 
     from dit_video.shapes import parse_size
@@ -115,11 +124,11 @@ def measure(options: argparse.Namespace) -> None:
             width, height = parse_size(size)
             generator = torch.Generator().manual_seed(0)
             if task == "encode":
-                given = torch.rand(1, 3, frames, height, width, generator=generator).mul_(2).sub_(1)
+                given = np.random.default_rng(0).integers(0, 256, (frames, height, width, 3), np.uint8)
             else:
                 shape = (1, side.channels, 1 + (frames - 1) // t, height // h, width // w)
-                given = torch.randn(shape, generator=generator)
-            seconds, parts = 0.0, getattr(side, task)(given.to(getattr(torch, options.dtype)))
+                given = torch.randn(shape, generator=generator).to(getattr(torch, options.dtype))
+            seconds, parts = 0.0, getattr(side, task)(given)
             with options.save.open("wb") as file:
                 while True:
                     start = time.perf_counter()

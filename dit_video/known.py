@@ -14,6 +14,7 @@ every latent of the clip has more channels, which say what is given and what it 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -77,8 +78,10 @@ def encode_known(vae: "WanVAE", grid: Grid, shape: VideoShape, given: Mapping[in
 @torch.no_grad()
 def encode_frames(vae: "WanVAE", frames: np.ndarray) -> Tensor:
     """Normalised latents (C, t, h, w), float32 on the CPU, of frames (T, H, W, 3) uint8 on the autoencoder's grid."""
-    like = next(vae.parameters())
-    return vae.encode(to_video(frames[None]).to(like.device, like.dtype), chunk=1)[0].float().cpu()
+    like, group = next(vae.parameters()), vae.config.stride[0]
+    starts = [0, *range(1, len(frames), group), len(frames)]  # of what each latent frame stands for
+    parts = (to_video(frames[None, a:b]).to(like.device, like.dtype) for a, b in pairwise(starts))
+    return vae.encode_stream(parts)[0].float().cpu()
 
 
 @torch.no_grad()

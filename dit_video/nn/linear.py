@@ -44,8 +44,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, then: GELU | None = N
     if weight.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
         weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
     if (then is not None or x.dtype == torch.bfloat16) and _in_one(x, weight):
-        after = ("none", [], "") if then is None else ("gelu", [], "tanh")
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *after)
+        name, form = ("none", "") if then is None else ("gelu", "tanh")
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, name, [], form)
     y = F.linear(x, weight, bias)
     return y if then is None else then(y)
 

@@ -35,15 +35,17 @@ libc.free.argtypes = [ctypes.c_void_p]
 libc.sbrk.argtypes = [ctypes.c_ssize_t]
 if sys.argv[1:]:
     assert process.keep_freed_memory()
-start = libc.sbrk(0)
-libc.free(libc.malloc(2**28))
-print(libc.sbrk(0) - start >= 2**28)
+def kept(size):
+    start = libc.sbrk(0)
+    libc.free(libc.malloc(size))
+    return libc.sbrk(0) - start >= size
+print(kept(process.LARGE // 2), kept(2 * process.LARGE))
 """
     kept = [
         subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=True).stdout
         for words in ([], ["set"])
     ]
-    assert [each.strip() for each in kept] == ["False", "True"]
+    assert [each.strip() for each in kept] == ["False False", "True False"]
 
 
 ENDS = """

@@ -6,10 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dit_video.nn import fusion
+from dit_video.nn import feed_forward, fusion
 from dit_video.nn.activation import GELU, gelu_tanh
 from dit_video.nn.adaln import gated_add, modulated_norm, timestep_embedding
-from dit_video.nn.feed_forward import ROWS, FeedForward
+from dit_video.nn.feed_forward import FeedForward
+from dit_video.nn.linear import linear
 from dit_video.nn.patch import patchify, token_grid, unpatchify
 from dit_video.nn.rope import axis_dims, rms_norm_rotate, rope_table, rotate
 
@@ -109,11 +110,37 @@ def test_gelu_without_gradients_is_that_of_torch():
 
 
 @torch.no_grad()
-def test_a_feed_forward_in_parts_is_the_whole():
+def test_a_feed_forward_in_parts_is_the_whole(monkeypatch):
     torch.manual_seed(0)
-    layers = FeedForward(torch.nn.Linear(8, 32), GELU(), torch.nn.Linear(32, 8))
-    x = torch.randn(2 * ROWS + 3, 8)
-    seen = []
+    layers, seen = FeedForward(8, 32), []
+    x = torch.randn(203, 8)
     layers[0].register_forward_hook(lambda layer, args, y: seen.append(len(y)))
-    torch.testing.assert_close(layers(x), layers.layers(x), rtol=1e-5, atol=1e-6)
-    assert seen == [ROWS, ROWS, 3, len(x)]
+    whole = layers(x)
+    monkeypatch.setattr(feed_forward, "PART", 100 * 32 * 4)
+    torch.testing.assert_close(layers(x), whole, rtol=1e-5, atol=1e-6)
+    assert seen == [203, 100, 100, 3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_product_with_gelu_in_one_is_both(dtype: torch.dtype):
+    """Without gradients oneDNN computes both in one; with them each is computed by itself."""
+    torch.manual_seed(0)
+    x, weight, bias = (torch.randn(shape).to(dtype) for shape in ((70, 48), (96, 48), (96,)))
+    want = F.gelu(F.linear(x.double(), weight.double(), bias.double()), approximate="tanh")
+    apart = linear(x, weight, bias, GELU())
+    with torch.no_grad():
+        together, plain = linear(x, weight, bias, GELU()), linear(x, weight, bias)
+    assert together.dtype == apart.dtype == dtype
+    limit = 1e-6 if dtype == torch.float32 else 5e-3
+    for got in (apart, together):
+        assert (got - want).norm() / want.norm() < limit
+    torch.testing.assert_close(plain, F.linear(x, weight, bias))
+
+
+@pytest.mark.parametrize("rotated", [True, False])
+def test_the_norm_of_queries_without_gradients_is_the_one_with_them(rotated: bool):
+    (x, weight), table = leaves((TOKENS, WIDTH), (WIDTH,)), rope_table((5, 2, 3), HEAD) if rotated else None
+    want = rms_norm_rotate(x, weight, table, 1e-6)
+    with torch.no_grad():
+        torch.testing.assert_close(rms_norm_rotate(x, weight, table, 1e-6), want)
+        assert rms_norm_rotate(x.bfloat16(), weight, table, 1e-6).dtype == torch.bfloat16

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dit_video.errors import DvgenError, UsageError
 from dit_video.models.wan import vae as module
+from dit_video.models.wan import vae_layers
 from dit_video.models.wan.configs import VAEConfig
 from dit_video.models.wan.vae import WanVAE
 from dit_video.nn.tiling import OVERLAP, windows
@@ -58,6 +59,21 @@ def test_chunked_equals_whole(form: str, chunk: int):
     mean, _ = vae.encode_moments(video)
     assert torch.allclose(vae.encode(video), vae.whiten(mean), atol=1e-5)
     assert torch.allclose(vae.encode(video, chunk=chunk), vae.whiten(mean), atol=1e-5)
+
+
+@pytest.mark.parametrize("form", SHAPES)
+@torch.no_grad()
+def test_large_frames_one_by_one_are_the_same(form: str, monkeypatch: pytest.MonkeyPatch):
+    vae, seen = model(form), []
+    latents = torch.randn(1, 8, 3, 4, 5)
+    video = torch.rand(1, 3, 9, 2 * vae.config.stride[1], 3 * vae.config.stride[1]) * 2 - 1
+    vae.decoder.head.register_forward_hook(lambda layer, args, y: seen.append(y.shape[2]))
+    pixels, whitened = torch.cat([*vae.decode_stream(latents)], dim=2), vae.encode(video, chunk=1)
+    assert seen == [1, 4, 4]
+    monkeypatch.setattr(vae_layers, "PART", 1)
+    assert torch.allclose(torch.cat([*vae.decode_stream(latents)], dim=2), pixels, atol=1e-5)
+    assert torch.allclose(vae.encode(video, chunk=1), whitened, atol=1e-5)
+    assert seen == [1, 4, 4, *[1] * 9]
 
 
 @pytest.mark.parametrize("form", SHAPES)

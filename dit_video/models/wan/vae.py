@@ -5,7 +5,7 @@ the original release's (Wan-Video/Wan2.1 wan/modules/vae.py, Wan-Video/Wan2.2 wa
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -19,10 +19,10 @@ from dit_video.models.wan.vae_layers import (
     CausalConv3d,
     DownBlock,
     Downsample,
+    Head,
     Memory,
     UpBlock,
     Upsample,
-    head_layers,
     middle_blocks,
     residual_blocks,
     run_layers,
@@ -58,11 +58,10 @@ class Encoder(nn.Module):
             layers += [Downsample(out_dim, time=time)] if down else []
         self.downsamples = nn.ModuleList(layers)
         self.middle = middle_blocks(dims[-1])
-        self.head = head_layers(dims[-1], config.z_dim * 2)
+        self.head = Head(dims[-1], config.z_dim * 2)
 
     def forward(self, x: Tensor, memory: Memory | None = None) -> Tensor:
-        x = self.conv1(x, memory)
-        return run_layers((*self.downsamples, *self.middle), self.head, x, memory)
+        return run_layers((self.conv1, *self.downsamples, *self.middle, self.head), x, memory)
 
 
 class Decoder(nn.Module):
@@ -84,7 +83,7 @@ class Decoder(nn.Module):
             layers += residual_blocks(in_dim // 2 if level else in_dim, out_dim, config.num_res_blocks + 1)
             layers += [Upsample(out_dim, out_dim // 2, time=time)] if up else []
         self.upsamples = nn.ModuleList(layers)
-        self.head = head_layers(dims[-1], 3 * config.patch**2)
+        self.head = Head(dims[-1], 3 * config.patch**2)
 
     def forward(self, x: Tensor, memory: Memory | None = None) -> Tensor:
         return self.enlarge(self.begin(x, memory), memory)
@@ -98,7 +97,7 @@ class Decoder(nn.Module):
 
     def enlarge(self, x: Tensor, memory: Memory | None) -> Tensor:
         """The layers that grow to pixels, which see only a neighbourhood, and may so work on windows of the frames."""
-        return run_layers(tuple(self.upsamples), self.head, x, memory)
+        return run_layers((*self.upsamples, self.head), x, memory)
 
 
 class WanVAE(nn.Module):
@@ -136,8 +135,14 @@ class WanVAE(nn.Module):
         lengths = [1] + [step] * ((video.shape[2] - 1) // step)  # frames behind each latent frame
         chunk = chunk or len(lengths)
         sizes = [sum(lengths[i : i + chunk]) for i in range(0, len(lengths), chunk)]
+        return self.encode_stream(video.split(sizes, dim=2))
+
+    @torch.no_grad()
+    def encode_stream(self, parts: Iterable[Tensor]) -> Tensor:
+        """Whitened mean latents (B, z_dim, t, h, w) of parts (B, 3, T_i, H, W) in [-1, 1] of a video, one after the
+        other: the first has 1 + 4k frames, the others have 4k."""
         memory = Memory()
-        moments = [self._encode(part, memory) for part in video.split(sizes, dim=2)]
+        moments = [self._encode(part, memory) for part in parts]
         return self.whiten(torch.cat(moments, dim=2).chunk(2, dim=1)[0])
 
     def decode(self, latents: Tensor) -> Tensor:

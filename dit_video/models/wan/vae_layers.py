@@ -6,8 +6,9 @@ Attribute names are the original release's (Wan2.1's wan/modules/vae.py, Wan2.2'
     `channels_last_3d` memory from the entrance to the exit, so that no layer copies them into another layout.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import groupby, pairwise
 from math import prod
 
 import torch
@@ -17,6 +18,9 @@ from torch import Tensor, nn
 from dit_video.nn.causal_conv import cat_time, causal_conv3d, clips, frames, stack_time, upsample_conv
 from dit_video.nn.resample import add_duplicated, average_down
 from dit_video.nn.rms_silu import rms_norm
+
+PART = 2**24
+"""Bytes of one layer's frames from which on fewer of them are computed at a time, see `run_layers`."""
 
 
 @dataclass
@@ -51,7 +55,7 @@ class CausalConv3d(Conv):
     def forward(self, x: Tensor, memory: Memory | None = None, *, norm: RMSNorm | None = None) -> Tensor:
         """x (B, C, T, H, W), normalised and put through SiLU first when a norm is given."""
         back = self.weight.shape[2] - 1
-        past = memory.frames.get(self) if memory is not None else None
+        past = memory.frames.pop(self, None) if memory is not None else None
         room = 0 if past is None and x.shape[2] == 1 else back  # a still image meets only the newest tap
         if norm is not None:
             x = rms_norm(x, norm.gamma.flatten(), silu=True, room=room)
@@ -59,6 +63,7 @@ class CausalConv3d(Conv):
             x = F.pad(x, (0, 0, 0, 0, room, 0))
         if past is not None:
             x[:, :, back - past.shape[2] : back] = past
+            del past  # before there is another one
         if memory is not None and back:
             memory.frames[self] = x[:, :, -back:].clone(memory_format=torch.channels_last_3d)
         return causal_conv3d(x, self.weight[:, :, back - room :], self.bias)
@@ -207,6 +212,16 @@ class UpBlock(nn.Module):
         return add_duplicated(x, before, self.time, first=memory is None or memory.first)
 
 
+class Head(nn.ModuleDict):
+    """The last norm and convolution of an encoder or decoder."""
+
+    def __init__(self, in_dim: int, out_dim: int):
+        super().__init__({"0": RMSNorm(in_dim, 1, 1, 1), "2": CausalConv3d(in_dim, out_dim, 3, 3, 3)})
+
+    def forward(self, x: Tensor, memory: Memory | None) -> Tensor:
+        return self["2"](x, memory, norm=self["0"])
+
+
 def residual_blocks(in_dim: int, out_dim: int, count: int) -> list[nn.Module]:
     """`count` residual blocks, the first of which changes the channels."""
     return [ResidualBlock(a, b) for a, b in pairwise([in_dim] + [out_dim] * count)]
@@ -217,16 +232,33 @@ def middle_blocks(dim: int) -> nn.ModuleList:
     return nn.ModuleList([ResidualBlock(dim, dim), AttentionBlock(dim), ResidualBlock(dim, dim)])
 
 
-def head_layers(in_dim: int, out_dim: int) -> nn.ModuleDict:
-    """The last norm and convolution of an encoder or decoder, for `run_layers`."""
-    return nn.ModuleDict({"0": RMSNorm(in_dim, 1, 1, 1), "2": CausalConv3d(in_dim, out_dim, 3, 3, 3)})
+def run_layers(layers: Iterable[nn.Module], x: Tensor, memory: Memory | None) -> Tensor:
+    """All layers one after the other; after them the memory is no longer at its first chunk.
 
-
-def run_layers(layers: tuple[nn.Module, ...], head: nn.ModuleDict, x: Tensor, memory: Memory | None) -> Tensor:
-    """Layers and a head; after it the memory is no longer at its first chunk."""
-    for layer in layers:
-        x = layer(x, memory)
-    x = head["2"](x, memory, norm=head["0"])
+    With a memory, layers that follow one another and keep the number of frames take one part of the frames after the
+    other where frames are large: what is between them is never there for more.
+    """
+    for keeps, run in groupby(layers, _keeps_frames):
+        stretch = tuple(run)
+        count = _frames_at_a_time(stretch, x) if keeps and memory is not None else x.shape[2]
+        parts = []
+        for part in x.split(count, dim=2):
+            for layer in stretch:
+                part = layer(part, memory)
+            parts.append(part)
+        x = parts[0] if len(parts) == 1 else cat_time(parts)
     if memory is not None:
         memory.first = False
     return x
+
+
+def _keeps_frames(layer: nn.Module) -> bool:
+    """Whether there are as many frames after a layer as before it."""
+    if isinstance(layer, Downsample | Upsample):
+        return layer.time_conv is None
+    return not isinstance(layer, DownBlock | UpBlock) or layer.time == 1
+
+
+def _frames_at_a_time(layers: Iterable[nn.Module], x: Tensor) -> int:
+    widest = max(each.weight.shape[0] for layer in layers for each in layer.modules() if isinstance(each, Conv))
+    return max(1, PART // (widest * x.shape[3] * x.shape[4] * x.element_size()))
