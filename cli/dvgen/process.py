@@ -1,11 +1,12 @@
 """Settings of the whole process that make a run on the CPU faster; they change no result."""
 
 import atexit
-import ctypes
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+
+from dit_video import allocator
 
 # OpenMP and torch read these when torch is first imported.
 ENVIRONMENT = {
@@ -16,21 +17,13 @@ ENVIRONMENT = {
     # Linux: large tensors in huge pages; a third off the decoder's time.
     "THP_MEM_ALLOC_ENABLE": "1",
 }
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-NEVER = -1
-# Bytes. What is larger gets memory of its own and gives it back: pieces of freed memory that none of the large tensors
-# of an autoencoder fits into took a third of all, and zeroed huge pages cost such tensors no time that shows.
-LARGE = 2**23
-ALLOCATOR = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
-"""How a user sets the same."""
 
 
 def prepare() -> None:
     """Set them, before torch is imported; what the user has set in the environment stays."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if sys.platform == "linux" and not any(name in os.environ for name in ALLOCATOR):
-        keep_freed_memory()
+    allocator.keep_freed_memory()
 
 
 def open_streams() -> None:
@@ -67,12 +60,3 @@ def leaving_at_once() -> Iterator[None]:
         if isinstance(end.code, int):
             codes.append(end.code)
         raise
-
-
-def keep_freed_memory() -> bool:
-    """Let glibc reuse the memory of freed tensors below LARGE instead of returning it and asking for it again, zeroed.
-
-    True where the C library has taken it; another one, such as musl, is left as it is.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and bool(mallopt(M_MMAP_THRESHOLD, LARGE)) and bool(mallopt(M_TRIM_THRESHOLD, NEVER))

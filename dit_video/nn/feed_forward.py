@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from dit_video.nn.activation import GELU
 from dit_video.nn.linear import Linear
 
-PART = 2**25
+PART = 2**24
 """Bytes of what is between the layers, several times as wide as the tokens, that are there at a time on a CPU. Smaller
 parts cost time: a product has a start of its own, some 50 us (`docs/log.md`).
 """

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from dit_video import allocator
 from dvgen import process
 
 
@@ -26,26 +27,39 @@ def test_the_command_sets_them_before_torch_is_imported():
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
 def test_glibc_takes_the_settings_of_its_allocator():
+    """What is freed stays, but where large tensors are to give theirs back; and nothing changes unless it is asked."""
     program = """
 import ctypes, sys
-from dvgen import process
+from dit_video import allocator
 libc = ctypes.CDLL(None)
 libc.malloc.restype = libc.sbrk.restype = ctypes.c_void_p
 libc.free.argtypes = [ctypes.c_void_p]
 libc.sbrk.argtypes = [ctypes.c_ssize_t]
-if sys.argv[1:]:
-    assert process.keep_freed_memory()
 def kept(size):
     start = libc.sbrk(0)
     libc.free(libc.malloc(size))
     return libc.sbrk(0) - start >= size
-print(kept(process.LARGE // 2), kept(2 * process.LARGE))
+if sys.argv[1:]:
+    assert allocator.keep_freed_memory()
+with allocator.giving_back():
+    print(kept(2 * allocator.LARGE))
+with allocator.giving_back(False):
+    print(kept(4 * allocator.LARGE))
 """
+    environment = {name: value for name, value in os.environ.items() if name not in allocator.ALLOCATOR}
     kept = [
-        subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=True).stdout
+        subprocess.run(
+            [sys.executable, "-c", program, *words], env=environment, capture_output=True, text=True, check=True
+        ).stdout.split()
         for words in ([], ["set"])
     ]
-    assert [each.strip() for each in kept] == ["False False", "True False"]
+    assert kept == [["False", "False"], ["False", "True"]]
+
+
+@pytest.mark.parametrize("name", allocator.ALLOCATOR)
+def test_what_the_user_says_of_the_allocator_stays(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(name, "1")
+    assert not allocator.keep_freed_memory()
 
 
 ENDS = """

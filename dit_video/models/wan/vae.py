@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dit_video.allocator import giving_back
 from dit_video.errors import UsageError
 from dit_video.models.wan.configs import VAEConfig
 from dit_video.models.wan.vae_layers import (
+    PART,
     CausalConv3d,
     DownBlock,
     Downsample,
@@ -141,8 +143,10 @@ class WanVAE(nn.Module):
     def encode_stream(self, parts: Iterable[Tensor]) -> Tensor:
         """Whitened mean latents (B, z_dim, t, h, w) of parts (B, 3, T_i, H, W) in [-1, 1] of a video, one after the
         other: the first has 1 + 4k frames, the others have 4k."""
-        memory = Memory()
-        moments = [self._encode(part, memory) for part in parts]
+        memory, moments = Memory(), []
+        for part in parts:
+            with giving_back(self._large(self.config.dim, part)):
+                moments.append(self._encode(part, memory))
         return self.whiten(torch.cat(moments, dim=2).chunk(2, dim=1)[0])
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -193,7 +197,13 @@ class WanVAE(nn.Module):
 
     def _pixels(self, features: Tensor, memory: Memory) -> Tensor:
         """Pixels (B, 3, t, H, W), float32, of features that were begun."""
-        return pixel_shuffle(self.decoder.enlarge(features, memory), self.config.patch).float()
+        _, h, w = self.config.stride
+        with giving_back(self._large(self.config.decoder_dim, features, h * w)):
+            return pixel_shuffle(self.decoder.enlarge(features, memory), self.config.patch).float()
+
+    def _large(self, dim: int, x: Tensor, pixels: int = 1) -> bool:
+        """Whether frames are large at full size, where they have `dim` channels, and `pixels` for each one of x."""
+        return dim * x.shape[3] * x.shape[4] * pixels // self.config.patch**2 * x.element_size() > PART
 
     def _in_tiles(self, begun: list[Tensor], tiles: list[Tile]) -> Iterator[Tensor]:
         """The pixels of every chunk, blended of what the tiles are."""
