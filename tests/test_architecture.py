@@ -11,7 +11,7 @@ from dvgen.commands import LISTED
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    ("errors", "shapes", "atomic", "claims", "processes", "cache", "limits"),
+    ("errors", "shapes", "atomic", "claims", "processes", "cache", "limits", "allocator"),
     ("nn", "flow", "checkpoints", "text", "video", "scenes"),
     ("models",),
     (

@@ -15,6 +15,7 @@ from torch import Tensor
 from dit_video.checkpoints.files import read_json
 from dit_video.checkpoints.headers import TensorInfo
 from dit_video.checkpoints.load import load_into
+from dit_video.checkpoints.maps import let_go
 from dit_video.checkpoints.parts import Keep, Part
 from dit_video.checkpoints.stored import read_tensor
 from dit_video.checkpoints.stream import Stream
@@ -48,6 +49,8 @@ class TextEncoder:
     ) -> None:
         """device: where it computes, if its weights are not all there to tell."""
         self.module = module.eval().requires_grad_(False)
+        for block in self.module.encoder.block.children():
+            block.register_forward_hook(lambda block, *_: let_go(block.parameters()))  # a prompt is read only once
         self.device = next(module.parameters()).device if device is None else torch.device(device)
         self.tokenizer = tokenizer
         self.tokenizer.no_padding()
