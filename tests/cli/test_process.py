@@ -6,8 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from dit_video import allocator
 from dvgen import process
+
+from dit_video import allocator
 
 
 def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch):

@@ -109,21 +109,24 @@ def test_gelu_without_gradients_is_that_of_torch():
         assert ((gelu_tanh(x) - want).abs() <= 1e-6 * x.abs().clamp(min=1)).all()
 
 
+@pytest.mark.parametrize("together", [False, True])
 @torch.no_grad()
-def test_a_feed_forward_in_parts_is_the_whole(monkeypatch):
+def test_a_feed_forward_in_parts_is_the_whole(together: bool, monkeypatch: pytest.MonkeyPatch):
     torch.manual_seed(0)
     layers, seen = FeedForward(8, 32), []
     x = torch.randn(203, 8)
     layers[0].register_forward_hook(lambda layer, args, y: seen.append(len(y)))
-    whole = layers(x)
+    whole = layers.layers(x)
+    monkeypatch.setattr(feed_forward, "in_one", lambda *_: together)
+    monkeypatch.setattr(feed_forward, "ROWS", 50)
     monkeypatch.setattr(feed_forward, "PART", 100 * 32 * 4)
     torch.testing.assert_close(layers(x), whole, rtol=1e-5, atol=1e-6)
-    assert seen == [203, 100, 100, 3]
+    assert seen == [203, *([100, 100, 3] if together else [50] * 4 + [3])]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_product_with_gelu_in_one_is_both(dtype: torch.dtype):
-    """Without gradients oneDNN computes both in one; with them each is computed by itself."""
+    """Without gradients oneDNN computes both in one where it is quick; with them each is computed by itself."""
     torch.manual_seed(0)
     x, weight, bias = (torch.randn(shape).to(dtype) for shape in ((70, 48), (96, 48), (96,)))
     want = F.gelu(F.linear(x.double(), weight.double(), bias.double()), approximate="tanh")
