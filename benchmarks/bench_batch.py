@@ -148,7 +148,9 @@ def main() -> None:
         by_diffusers(options.save, options.dtype)
         return
     dtype = options.dtype
-    report = harness.Report("batch", "A batch of 32 small jobs: packed against one by one", "one by one")
+    report = harness.Report(
+        f"batch_{options.dtype}", "A batch of 32 small jobs: packed against one by one", "one by one"
+    )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         both = sides(folder, dtype)

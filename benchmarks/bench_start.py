@@ -105,7 +105,9 @@ def main() -> None:
     elif options.side:
         first_step(options.side, options.dtype, options.save)
     else:
-        report = harness.Report("start", "The start: dvgen against diffusers on the model that ships", "diffusers")
+        report = harness.Report(
+            f"start_{options.dtype}", "The start: dvgen against diffusers on the model that ships", "diffusers"
+        )
         measure(options.dtype, report, options.rounds)
         report.notes.append(
             f"{SIZE} in {FRAMES} frames, which diffusers, asked for what dvgen computes, makes as {PADDED_SIZE} in "

@@ -218,7 +218,7 @@ def main() -> None:
 
     if not multiplies(getattr(torch, options.dtype), "cpu"):
         sys.exit(f"--dtype {options.dtype}: this processor does not multiply in it; the nearest is --dtype float32.")
-    report = harness.Report("vae", "The autoencoder: dvgen against diffusers", "diffusers")
+    report = harness.Report(f"vae_{options.dtype}", "The autoencoder: dvgen against diffusers", "diffusers")
     for case in options.case or CASES:
         with tempfile.TemporaryDirectory() as name:
             found = weights(case, Path(name))

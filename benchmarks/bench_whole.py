@@ -105,7 +105,9 @@ def main() -> None:
     if options.side:
         save_frames(options.side, options.dtype, options.save)
         return
-    report = harness.Report("whole", "The whole process: dvgen against diffusers on the model that ships", "diffusers")
+    report = harness.Report(
+        f"whole_{options.dtype}", "The whole process: dvgen against diffusers on the model that ships", "diffusers"
+    )
     for case in options.case or CASES:
         measure(case, options.dtype, report, options.rounds)
     report.notes.append(
