@@ -20,7 +20,8 @@ PRODUCTS, CONVOLUTIONS, ATTENTION, REST = "matrix products", "convolutions", "at
 aten: Any = torch.ops.aten
 VIEWS = {"expand", "permute", "transpose", "t", "view", "_unsafe_view", "slice", "select", "split", "unsqueeze"}
 VIEWS |= {"squeeze", "unbind", "as_strided", "detach", "alias", "split_with_sizes", "chunk", "unfold", "empty", "diff"}
-TOLD = {*flop_registry, aten.mkldnn_convolution}
+ONEDNN_LINEAR: Any = torch.ops.mkldnn._linear_pointwise  # a product, and perhaps GELU, see nn/linear.py
+TOLD = {*flop_registry, aten.mkldnn_convolution, ONEDNN_LINEAR}
 ONLY_WRITTEN = {"copy_", "zero_", "fill_"}  # what is their first argument is not read
 VIEWS |= {"empty_like", "new_empty", "empty_strided", "_reshape_alias", "lift_fresh", "reshape", "narrow"}
 
@@ -32,6 +33,8 @@ def flops_of(function: Any, arguments: tuple[Any, ...], out: Any) -> tuple[str, 
         return CONVOLUTIONS, conv_flop_count(arguments[0].shape, arguments[1].shape, out.shape)
     if packet is aten._scaled_dot_product_flash_attention_for_cpu:
         return ATTENTION, sdpa_flop_count(*(x.shape for x in arguments[:3]))
+    if packet is ONEDNN_LINEAR:
+        return PRODUCTS, 2.0 * out.numel() * arguments[1].shape[1]
     if packet not in flop_registry:
         return REST, 0.0
     name = packet.__name__
@@ -91,7 +94,8 @@ def group_of(name: str) -> str:
         return CONVOLUTIONS
     if "attention" in name:
         return ATTENTION
-    return PRODUCTS if name.removeprefix("aten::") in {"addmm", "mm", "bmm", "baddbmm", "linear"} else REST
+    known = {"addmm", "mm", "bmm", "baddbmm", "linear", "mkldnn::_linear_pointwise"}
+    return PRODUCTS if name.removeprefix("aten::") in known else REST
 
 
 @dataclass

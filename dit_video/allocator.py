@@ -13,7 +13,7 @@ LARGE = 2**23
 ALLOCATOR = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 """How a user sets the same."""
 
-_state = {"kept": False}
+_state = {"kept": False, "giving back": 0}
 
 
 def keep_freed_memory() -> bool:
@@ -24,7 +24,7 @@ def keep_freed_memory() -> bool:
     if sys.platform != "linux" or any(name in os.environ for name in ALLOCATOR):
         return False
     _state["kept"] = _set(M_MMAP_MAX, 0) and _set(M_TRIM_THRESHOLD, NEVER)
-    return _state["kept"]
+    return bool(_state["kept"])
 
 
 @contextmanager
@@ -39,10 +39,13 @@ def giving_back(large: bool = True) -> Iterator[None]:
         return
     _set(M_MMAP_THRESHOLD, LARGE)
     _set(M_MMAP_MAX, USUAL)
+    _state["giving back"] += 1
     try:
         yield
     finally:
-        _set(M_MMAP_MAX, 0)
+        _state["giving back"] -= 1
+        if not _state["giving back"]:
+            _set(M_MMAP_MAX, 0)
 
 
 def _set(option: int, value: int) -> bool:

@@ -77,7 +77,12 @@ def encode_known(vae: "WanVAE", grid: Grid, shape: VideoShape, given: Mapping[in
 
 @torch.no_grad()
 def encode_frames(vae: "WanVAE", frames: np.ndarray) -> Tensor:
-    """Normalised latents (C, t, h, w), float32 on the CPU, of frames (T, H, W, 3) uint8 on the autoencoder's grid."""
+    """Normalised latents (C, t, h, w), float32 on the CPU, of frames (T, H, W, 3) uint8 on the autoencoder's grid.
+
+    Raises:
+        UsageError: they are not on it.
+    """
+    vae.check_grid(*frames.shape[:3])
     like, group = next(vae.parameters()), vae.config.stride[0]
     starts = [0, *range(1, len(frames), group), len(frames)]  # of what each latent frame stands for
     parts = (to_video(frames[None, a:b]).to(like.device, like.dtype) for a, b in pairwise(starts))

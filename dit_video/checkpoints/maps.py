@@ -18,7 +18,8 @@ def let_go(tensors: Iterable[Tensor]) -> None:
     """Let the system take back the pages of those tensors that are maps of files; it reads them again, from its cache
     of the disk or from the disk, when they are used again.
 
-    Others stay as they are: each is looked up in the system's own list. Linux only; elsewhere nothing happens.
+    What was written into such a map is lost. Other tensors stay as they are: each is looked up in the system's own list
+    of maps. Linux only; elsewhere nothing happens.
     """
     if sys.platform != "linux":
         return

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_video.nn.activation import GELU
-from dit_video.nn.linear import Linear, in_one
+from dit_video.nn.linear import Linear, in_one, linear
 
 ROWS = 512
 """Tokens at a time on a CPU where GELU is computed by itself: so few that what is between the layers, several times as
@@ -28,9 +28,7 @@ class FeedForward(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, D) to (N, D)."""
-        rows = ROWS
-        if in_one(x, cast(Linear, self[0]).weight):
-            rows = max(PART // (self.hidden * x.element_size()), ROWS)
+        rows = max(PART // (self.hidden * x.element_size()), ROWS) if self._in_one(x) else ROWS
         whole = x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling()
         if whole or len(x) <= rows:
             return self.layers(x)
@@ -38,5 +36,10 @@ class FeedForward(nn.Sequential):
 
     def layers(self, x: Tensor) -> Tensor:
         """All tokens at once."""
-        first, gelu, second = self
-        return second(first(x, gelu))
+        first, gelu, second = cast(Linear, self[0]), cast(GELU, self[1]), self[2]
+        return second(linear(x, first.weight, first.bias, gelu) if self._in_one(x) else gelu(first(x)))
+
+    def _in_one(self, x: Tensor) -> bool:
+        """Whether the first product computes GELU too: not where it is quantised, or something hooks in between."""
+        first = cast(Linear, self[0])
+        return first.scheme is None and not first._forward_hooks and in_one(x, first.weight)

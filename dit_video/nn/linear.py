@@ -60,7 +60,7 @@ def in_one(x: Tensor, weight: Tensor) -> bool:
     if not plain or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
     wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-    return wide and torch.backends.mkldnn.is_available() and multiplies(x.dtype, "cpu")
+    return wide and bool(torch.backends.mkldnn.enabled) and multiplies(x.dtype, "cpu")
 
 
 class Product(Protocol):
@@ -81,12 +81,11 @@ class Linear(nn.Linear):
     scheme: str | None = None
     product: Product | None = None
 
-    def forward(self, x: Tensor, then: GELU | None = None) -> Tensor:
-        """(..., K) to (..., N) of x's dtype, or autocast's; and what comes then."""
-        if self.scheme is None:
-            return linear(x, self.weight, self.bias, then)
-        y = (self.product or SCHEMES[self.scheme](self.weight))(x, self.bias)
-        return y if then is None else then(y)
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., K) to (..., N) of x's dtype, or autocast's."""
+        if self.scheme is not None:
+            return (self.product or SCHEMES[self.scheme](self.weight))(x, self.bias)
+        return linear(x, self.weight, self.bias)
 
     def settle(self) -> None:
         """Quantise the weights that are there, if this layer is to be quantised, and drop them."""

@@ -49,8 +49,9 @@ class TextEncoder:
     ) -> None:
         """device: where it computes, if its weights are not all there to tell."""
         self.module = module.eval().requires_grad_(False)
+        self._last = False  # whether nothing is read after this prompt, so that weights are no longer needed
         for block in self.module.encoder.block.children():
-            block.register_forward_hook(lambda block, *_: let_go(block.parameters()))  # a prompt is read only once
+            block.register_forward_hook(lambda block, *_: let_go(block.parameters()) if self._last else None)
         self.device = next(module.parameters()).device if device is None else torch.device(device)
         self.tokenizer = tokenizer
         self.tokenizer.no_padding()
@@ -108,15 +109,20 @@ class TextEncoder:
         return ids
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str], max_length: int = MAX_LENGTH) -> list[Tensor]:
+    def encode(self, prompts: Sequence[str], max_length: int = MAX_LENGTH, *, more: bool = False) -> list[Tensor]:
         """One tensor (L_i, dim) per prompt, L_i its number of tokens with `</s>`, in the encoder's dtype.
+
+        more: others are read soon, so that weights that are maps of files had better stay in memory; else the last
+        prompt lets them go, layer by layer.
 
         Each distinct prompt runs once and alone, so its numbers never depend on what else is asked for; without padding
         nothing is masked, and the work of 512 tokens becomes that of L_i.
         """
-        embeddings = {}
-        for prompt in dict.fromkeys(prompts):
+        embeddings: dict[str, Tensor] = {}
+        distinct = dict.fromkeys(prompts)
+        for count, prompt in enumerate(distinct, start=1):
             ids = torch.tensor([self.token_ids(prompt, max_length)], device=self.device)
+            self._last = count == len(distinct) and not more
             embeddings[prompt] = self.module(ids)[0]
         return [embeddings[prompt] for prompt in prompts]
 

@@ -72,7 +72,7 @@ class TextCache:
             self.encoder = self.checkpoint.load_text(dtype=self.dtype, device=self.device)
         unknown: dict[str, None] = {}
         for caption in captions:
-            (embedding,) = self.encoder.encode([caption])
+            (embedding,) = self.encoder.encode([caption], more=True)
             words, cut = self.encoder.unknown_words(caption), self.encoder.is_cut(caption)
             self.cache.write(caption, Embedded(embedding, words, cut))
             unknown |= dict.fromkeys(words)

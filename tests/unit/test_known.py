@@ -11,6 +11,7 @@ import torch
 
 from dit_video.clip import Clip, Settings
 from dit_video.denoise import sample_latents
+from dit_video.errors import UsageError
 from dit_video.flow.solvers import SOLVERS
 from dit_video.groups import STILL_GROUPS, frames_of, group_of
 from dit_video.known import Known, encode_beside, encode_frames, encode_known
@@ -38,6 +39,12 @@ def test_every_frame_is_in_the_group_that_counts_it():
         of = [frame for group in range(6) for frame in frames_of(group, stride)]
         assert of == list(range(len(of)))
         assert all(frame in frames_of(group_of(frame, stride), stride) for frame in of)
+
+
+@pytest.mark.parametrize("shape", [(6, 40, 56), (5, 41, 56)])
+def test_frames_that_are_not_on_the_grid_are_refused(vae, shape: tuple[int, int, int]):
+    with pytest.raises(UsageError, match=f"video of {shape[2]}x{shape[1]}, {shape[0]} frames"):
+        encode_frames(vae, np.zeros((*shape, 3), np.uint8))
 
 
 def test_a_known_beginning_is_encoded_as_the_clip_itself(vae):

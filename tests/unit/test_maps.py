@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 from dit_video.checkpoints.headers import read_header
 from dit_video.checkpoints.maps import let_go
 from dit_video.checkpoints.stored import Stored
+from dit_video.models.wan.random import RandomCheckpoint
+from dit_video.text import encoders
 
 
 def resident_of_files() -> int:
@@ -30,3 +32,13 @@ def test_pages_of_a_file_are_let_go_and_read_again(tmp_path: Path):
     for name, tensor in written.items():
         assert torch.equal(memory[name], tensor), "what is no map is no business of it"
         assert torch.equal(tensors[name], tensor)
+
+
+def test_a_text_encoder_lets_go_of_each_layer_as_it_reads_its_last_prompt(monkeypatch: pytest.MonkeyPatch):
+    encoder, gone = RandomCheckpoint().load_text(dtype=torch.float32, device="cpu"), []
+    monkeypatch.setattr(encoders, "let_go", lambda tensors: gone.append(len(list(tensors))))
+    layers = len(encoder.module.encoder.block)
+    encoder.encode(["a red ball", "a blue ball"])
+    assert len(gone) == layers and min(gone) > 0
+    encoder.encode(["a red ball"], more=True)
+    assert len(gone) == layers

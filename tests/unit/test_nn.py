@@ -10,7 +10,7 @@ from dit_video.nn import feed_forward, fusion
 from dit_video.nn.activation import GELU, gelu_tanh
 from dit_video.nn.adaln import gated_add, modulated_norm, timestep_embedding
 from dit_video.nn.feed_forward import FeedForward
-from dit_video.nn.linear import linear
+from dit_video.nn.linear import in_one, linear
 from dit_video.nn.patch import patchify, token_grid, unpatchify
 from dit_video.nn.rope import axis_dims, rms_norm_rotate, rope_table, rotate
 
@@ -115,13 +115,33 @@ def test_a_feed_forward_in_parts_is_the_whole(together: bool, monkeypatch: pytes
     torch.manual_seed(0)
     layers, seen = FeedForward(8, 32), []
     x = torch.randn(203, 8)
-    layers[0].register_forward_hook(lambda layer, args, y: seen.append(len(y)))
+    layers[2].register_forward_hook(lambda layer, args, y: seen.append(len(y)))
     whole = layers.layers(x)
     monkeypatch.setattr(feed_forward, "in_one", lambda *_: together)
     monkeypatch.setattr(feed_forward, "ROWS", 50)
     monkeypatch.setattr(feed_forward, "PART", 100 * 32 * 4)
     torch.testing.assert_close(layers(x), whole, rtol=1e-5, atol=1e-6)
     assert seen == [203, *([100, 100, 3] if together else [50] * 4 + [3])]
+
+
+@torch.no_grad()
+def test_what_hooks_into_a_feed_forward_sees_what_comes_before_gelu():
+    """As LoRA's factors do in training."""
+    layers, x = FeedForward(8, 32), torch.randn(20, 8)
+    plain = F.linear(x, layers[0].weight, layers[0].bias)
+    handle = layers[0].register_forward_hook(lambda layer, args, y: y + 1)
+    torch.testing.assert_close(layers(x), layers[2](F.gelu(plain + 1, approximate="tanh")))
+    handle.remove()
+    torch.testing.assert_close(layers(x), layers[2](F.gelu(plain, approximate="tanh")))
+
+
+def test_products_with_gelu_are_one_where_that_is_quick():
+    x, weight = torch.randn(4, 8), torch.randn(6, 8)
+    quick = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    with torch.no_grad():
+        assert in_one(x, weight) == quick
+        assert not in_one(x, weight.mT.contiguous().mT)
+    assert not in_one(x, weight), "it gives no gradients"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

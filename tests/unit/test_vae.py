@@ -1,6 +1,7 @@
 """The VAE by itself: chunks, streams and tiles equal the whole, and what is wrong is refused."""
 
 import weakref
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -64,16 +65,35 @@ def test_chunked_equals_whole(form: str, chunk: int):
 @pytest.mark.parametrize("form", SHAPES)
 @torch.no_grad()
 def test_large_frames_one_by_one_are_the_same(form: str, monkeypatch: pytest.MonkeyPatch):
-    vae, seen = model(form), []
+    vae, seen, encoded = model(form), [], []
     latents = torch.randn(1, 8, 3, 4, 5)
     video = torch.rand(1, 3, 9, 2 * vae.config.stride[1], 3 * vae.config.stride[1]) * 2 - 1
     vae.decoder.head.register_forward_hook(lambda layer, args, y: seen.append(y.shape[2]))
+    vae.encoder.conv1.register_forward_hook(lambda layer, args, y: encoded.append(y.shape[2]))
     pixels, whitened = torch.cat([*vae.decode_stream(latents)], dim=2), vae.encode(video, chunk=1)
     assert seen == [1, 4, 4]
     monkeypatch.setattr(vae_layers, "PART", 1)
     assert torch.allclose(torch.cat([*vae.decode_stream(latents)], dim=2), pixels, atol=1e-5)
     assert torch.allclose(vae.encode(video, chunk=1), whitened, atol=1e-5)
     assert seen == [1, 4, 4, *[1] * 9]
+    assert encoded == [1, 4, 4, *[1] * 9]
+
+
+@torch.no_grad()
+def test_only_large_frames_give_their_memory_back(monkeypatch: pytest.MonkeyPatch):
+    vae, asked = model("2.1"), []
+
+    def giving_back(large: bool):
+        asked.append(large)
+        return nullcontext()
+
+    monkeypatch.setattr(module, "giving_back", giving_back)
+    monkeypatch.setattr(module, "PART", 8 * 48 * 56 * 4)  # bytes of a frame of 56x48 with 8 channels
+    for width, large in ((56, False), (64, True)):
+        asked.clear()
+        list(vae.decode_stream(torch.randn(1, 8, 2, 6, width // 8)))
+        vae.encode(torch.zeros(1, 3, 5, 48, width), chunk=1)
+        assert asked == [large] * 4
 
 
 @pytest.mark.parametrize("form", SHAPES)

@@ -366,7 +366,7 @@ class WanDiT(nn.Module):
         if self.graphs is None:
             x = through(*inputs)
         else:
-            same = tuple(grids), pack.spans.lengths, tuple(text_index), tuple(image_index)
+            same = tuple(grids), pack.order, pack.spans.lengths, tuple(text_index), tuple(image_index)
             x = self.graphs(Call(same, (text, images)), through, *inputs)
         clips = unpack_tokens(x, pack)  # (n_i, p q r C) each
         whole = [

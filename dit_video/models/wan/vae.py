@@ -119,7 +119,7 @@ class WanVAE(nn.Module):
         Raises:
             UsageError: T is not 1 + 4k, or a side is not a multiple of the stride.
         """
-        self._check_grid(video)
+        self.check_grid(*video.shape[2:])
         mean, logvar = self._encode(video, None).chunk(2, dim=1)
         return mean, logvar
 
@@ -132,7 +132,7 @@ class WanVAE(nn.Module):
         Raises:
             UsageError: T is not 1 + 4k, or a side is not a multiple of the stride.
         """
-        self._check_grid(video)
+        self.check_grid(*video.shape[2:])
         step = self.config.stride[0]
         lengths = [1] + [step] * ((video.shape[2] - 1) // step)  # frames behind each latent frame
         chunk = chunk or len(lengths)
@@ -142,7 +142,7 @@ class WanVAE(nn.Module):
     @torch.no_grad()
     def encode_stream(self, parts: Iterable[Tensor]) -> Tensor:
         """Whitened mean latents (B, z_dim, t, h, w) of parts (B, 3, T_i, H, W) in [-1, 1] of a video, one after the
-        other: the first has 1 + 4k frames, the others have 4k."""
+        other: the first has 1 + 4k frames, the others have 4k. `check_grid` tells of the whole whether it is one."""
         memory, moments = Memory(), []
         for part in parts:
             with giving_back(self._large(self.config.dim, part)):
@@ -229,8 +229,9 @@ class WanVAE(nn.Module):
         centre, spread = pair.view(2, -1, 1, 1, 1)
         return centre, spread
 
-    def _check_grid(self, video: Tensor) -> None:
-        (t, h, w), (count, height, width) = self.config.stride, video.shape[2:]
+    def check_grid(self, count: int, height: int, width: int) -> None:
+        """Refuse a video of so many frames, rows and columns that cannot be encoded. Raises UsageError."""
+        t, h, w = self.config.stride
         if (count - 1) % t or height % h or width % w:
             raise UsageError(
                 f"video of {width}x{height}, {count} frames: the autoencoder takes 1 + {t}k frames "

@@ -235,12 +235,13 @@ def middle_blocks(dim: int) -> nn.ModuleList:
 def run_layers(layers: Iterable[nn.Module], x: Tensor, memory: Memory | None) -> Tensor:
     """All layers one after the other; after them the memory is no longer at its first chunk.
 
-    With a memory, layers that follow one another and keep the number of frames take one part of the frames after the
-    other where frames are large: what is between them is never there for more.
+    With a memory, on a CPU, layers that follow one another and keep the number of frames take one part of the frames
+    after the other where frames are large: what is between them is never there for more.
     """
     for keeps, run in groupby(layers, _keeps_frames):
         stretch = tuple(run)
-        count = _frames_at_a_time(stretch, x) if keeps and memory is not None else x.shape[2]
+        split = keeps and memory is not None and x.device.type == "cpu"
+        count = _frames_at_a_time(stretch, x) if split else x.shape[2]
         parts = []
         for part in x.split(count, dim=2):
             for layer in stretch:
@@ -260,5 +261,17 @@ def _keeps_frames(layer: nn.Module) -> bool:
 
 
 def _frames_at_a_time(layers: Iterable[nn.Module], x: Tensor) -> int:
-    widest = max(each.weight.shape[0] for layer in layers for each in layer.modules() if isinstance(each, Conv))
-    return max(1, PART // (widest * x.shape[3] * x.shape[4] * x.element_size()))
+    """How many frames of the largest layer are PART bytes, at least one."""
+    area, most = float(x.shape[3] * x.shape[4]), 0.0
+    for layer in layers:
+        area, before = area * _growth(layer), area
+        width = max(each.weight.shape[0] for each in layer.modules() if isinstance(each, Conv))
+        most = max(most, width * max(area, before))
+    return max(1, int(PART // (most * x.element_size())))
+
+
+def _growth(layer: nn.Module) -> float:
+    """How many pixels a layer has for each that goes in."""
+    if isinstance(layer, Downsample) or (isinstance(layer, DownBlock) and layer.space == 2):
+        return 1 / 4
+    return 4.0 if isinstance(layer, Upsample) or (isinstance(layer, UpBlock) and layer.up) else 1.0
