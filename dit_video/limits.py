@@ -53,6 +53,12 @@ def whole(option: str, text: str, low: int, high: int) -> int:
     raise UsageError(f"{option} {shown(text)}: must be a whole number from {low} to {high}{nearest}.")
 
 
+def check_graphs(wanted: bool, device: str) -> None:
+    """Refuses CUDA graphs on a device of another kind. Raises UsageError."""
+    if wanted and device != "cuda":
+        raise UsageError(f"--cuda-graphs: there are none on {device}; the nearest is to leave it out.")
+
+
 def check_quantize(scheme: str | None, device: str, dtype: str, *, compiled: bool = False) -> None:
     """Refuses products of 8 bits where these names tell that there are none; None is no such product.
 

@@ -15,11 +15,15 @@ SPOKEN_EVERY = 10.0  # seconds between two lines about the same stage when there
 SAID = "dvgen.said"  # the logger of what the user is told, whether quiet or not
 
 
+class Unwritable(MediaError):
+    """Standard output cannot be written."""
+
+
 def result(text: str) -> None:
     """One result on standard output.
 
     Raises:
-        MediaError: it cannot be written.
+        Unwritable: it cannot be written.
         BrokenPipeError: nobody reads it any more.
     """
     with _explained():
@@ -45,7 +49,7 @@ def _explained() -> Iterator[None]:
         raise
     except OSError as error:
         discard_output()
-        raise MediaError(f"standard output cannot be written ({error.strerror or error}).") from None
+        raise Unwritable(f"standard output cannot be written ({error.strerror or error}).") from None
 
 
 def fail(message: str) -> None:

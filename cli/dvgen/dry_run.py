@@ -71,6 +71,8 @@ def explained(problems: Problems, *, as_json: bool) -> Iterator[None]:
     """What ends a dry run early is a problem too, and all that can be said. Raises typer.Exit."""
     try:
         yield
+    except console.Unwritable:
+        raise  # there is nowhere to tell it
     except DvgenError as error:
         problems.add(str(error))
         _tell(Report(problems=problems.found, warnings=[], facts={}, lines=[]), as_json)
@@ -83,7 +85,7 @@ def show(request: "Request", prepare: "Prepare") -> None:
         DvgenError: so little fits that nothing more can be said of it.
         typer.Exit: it would be refused.
     """
-    from dit_video.limits import check_quantize
+    from dit_video.limits import check_graphs, check_quantize
     from dit_video.place import foreseen
 
     sampling, heard = request.sampling, Heard()
@@ -96,6 +98,8 @@ def show(request: "Request", prepare: "Prepare") -> None:
     with sampling.listing():
         place = foreseen(sampling.device, sampling.dtype)
     place = place or foreseen("cpu", sampling.dtype)
+    with sampling.listing():
+        check_graphs(sampling.cuda_graphs, place.device.type)
     with sampling.listing():
         check_quantize(sampling.quantize, place.device.type, place.dtype.name, compiled=sampling.compile)
     ready = prepare(request, checkpoint, (place.device, place.dtype), heard)  # type: ignore[arg-type]

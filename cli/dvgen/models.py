@@ -54,7 +54,7 @@ def models(as_json: Annotated[bool, options.option("--json", None, "Print one JS
     found = list(_found())
     if as_json:
         console.result(json.dumps({group: _objects(found, kind) for kind, group in _GROUPS.items()}))
-    elif sys.stdout.isatty():
+    elif console.is_terminal(sys.stdout):
         _draw(found)
     else:
         console.result("\n".join(_lines(found)))

@@ -377,11 +377,11 @@ class Sampling:
 
     def place(self) -> "tuple[torch.device, torch.dtype]":
         """The device and the dtype. Raises UsageError."""
+        from dit_video.limits import check_graphs
         from dit_video.machine import pick_device, pick_dtype
 
         device = pick_device(self.device)
-        if self.cuda_graphs and device.type != "cuda":
-            raise UsageError(f"--cuda-graphs: there are none on {device.type}; the nearest is to leave it out.")
+        check_graphs(self.cuda_graphs, device.type)
         if self.compile:
             from dit_video.nn.regional import check_compiler
 

@@ -48,6 +48,12 @@ def test_streams_that_are_closed(line: str, code: int, says: str):
     ("line", "code", "says"),
     [
         ("$DVGEN --version >/dev/full", 1, "Error: standard output cannot be written (No space left on device).\n"),
+        (
+            "$DVGEN sample a --random-weights --dry-run >/dev/full",
+            1,
+            "Error: standard output cannot be written (No space left on device).\n",
+        ),
+        ("$DVGEN models >&-", 0, ""),
         ("$DVGEN --help >/dev/full", 1, "Error: No space left on device.\n"),
         ("$DVGEN --help >/dev/full 2>/dev/full", 1, ""),
         ("$DVGEN sample a --size 3 2>/dev/full", 2, ""),

@@ -27,6 +27,8 @@ def run(*arguments: str, code: int = 0) -> Any:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="they are not refused on a GPU")
 def test_graphs_are_refused_without_a_gpu():
+    foreseen = run(*LINE, "-o", "a.png", "--cuda-graphs", "--dry-run", code=1).stdout
+    assert "--cuda-graphs: there are none on cpu; the nearest is to leave it out." in foreseen
     said = run(*LINE, "-o", "a.png", "--cuda-graphs", code=2).stderr
     assert "there are none on cpu" in said and not list(Path().iterdir())
 

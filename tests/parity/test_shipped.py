@@ -1,6 +1,7 @@
 """The checkpoint that ships opens in diffusers' WanPipeline and gives the same latents there."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -16,9 +17,29 @@ PROMPT = "a red ball moving right on a white background"
 BUDGET = 32_000_000
 
 
-def test_the_whole_folder_is_small():
-    files = [path for path in find_checkpoint("default").rglob("*") if path.is_file()]
+@pytest.mark.parametrize("name", ["default", "distilled"])
+def test_the_whole_folder_is_small(name: str):
+    files = [path for path in find_checkpoint(name).rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= BUDGET
+
+
+def test_the_distilled_model_does_in_four_steps_what_the_other_does_in_twenty():
+    """From the same noise its latents are nearer to those with guidance and all steps than those of the other model in
+    as few steps are."""
+    shape = VideoShape(num_frames=9, height=128, width=192)
+    clips = [Clip(prompt=PROMPT, negative="", shape=shape, seed=seed) for seed in range(3)]
+
+    def latents(name: str, **how: Any) -> list[torch.Tensor]:
+        checkpoint = open_checkpoint(name)
+        settings = Settings(**{"shift": checkpoint.defaults.shift, "solver": "euler", "guidance": (1.0,), **how})
+        return sample_latents(Stages(checkpoint, dtype=torch.float32, device=torch.device("cpu")), clips, settings)
+
+    defaults = open_checkpoint("distilled").defaults
+    assert (defaults.steps, defaults.guidance, defaults.solver) == (4, (1.0,), "euler")
+    whole = latents("default", steps=20, guidance=(4.0,), solver="unipc")
+    distilled, few = latents("distilled", steps=4), latents("default", steps=4)
+    for aim, near, far in zip(whole, distilled, few, strict=True):
+        assert (near - aim).square().mean() < 0.7 * (far - aim).square().mean()
 
 
 @pytest.mark.parametrize(("width", "height", "frames"), [(96, 64, 9), (64, 96, 1)])
