@@ -19,6 +19,7 @@ from tests.unit.test_lora_files import factors
 from tests.unit.test_wan_release import folder, narrow_heads, original_dit, original_vae, write_tokenizer
 
 __all__ = ["folder", "narrow_heads"]  # fixtures
+SHIPPED = ("default", "distilled")
 
 
 @pytest.fixture(autouse=True)
@@ -39,12 +40,14 @@ def listed() -> dict[str, dict[str, Any]]:
     return {kind: {each["name"]: each for each in group} for kind, group in json.loads(found.stdout).items()}
 
 
-def test_the_shipped_model_is_there():
-    (only,) = listed()["models"].values()
-    assert (only["name"], only["family"], only["layout"], only["missing"]) == ("default", "wan", "diffusers", None)
-    assert only["bytes"] < 32_000_000 and only["dtype"] == "float16"
+def test_the_shipped_models_are_there():
+    found = listed()["models"]
+    assert tuple(found) == SHIPPED
+    for each in found.values():
+        assert (each["family"], each["layout"], each["missing"]) == ("wan", "diffusers", None)
+        assert each["bytes"] < 32_000_000 and each["dtype"] == "float16"
     text = CliRunner().invoke(app, ["models"]).stdout
-    assert text.startswith("model  default  wan") and text.count("\n") == 1
+    assert text.startswith("model  default  wan") and text.count("\n") == len(SHIPPED)
 
 
 def test_every_name_opens(folder: Path, here: Path):
@@ -55,7 +58,7 @@ def test_every_name_opens(folder: Path, here: Path):
     (snapshot.parent.parent / "refs").mkdir()
     (snapshot.parent.parent / "refs" / "main").write_text("abc")
     found = listed()["models"]
-    assert list(found) == ["default", "weights/mine", "some/Wan", str(snapshot.with_name("old"))]
+    assert list(found) == [*SHIPPED, "weights/mine", "some/Wan", str(snapshot.with_name("old"))]
     for name, each in found.items():
         assert open_checkpoint(name).path.resolve() == Path(each["path"]).resolve() and each["missing"] is None
 
@@ -89,7 +92,7 @@ def test_two_experts_are_one_model(here: Path):
     config |= {"latents_mean": WAN_2_1_VAE.latents_mean, "latents_std": WAN_2_1_VAE.latents_std}
     (source / "vae" / "config.json").write_text(json.dumps(config))
     convert(open_checkpoint(source), here / "weights" / "two", "comfyui").write()
-    found = [name for name in listed()["models"] if name != "default"]
+    found = [name for name in listed()["models"] if name not in SHIPPED]
     assert len(found) == 1 and "diffusion_models/two_" in found[0]
 
 
