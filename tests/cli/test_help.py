@@ -40,7 +40,7 @@ def test_names_and_paths_of_models_are_offered(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "my-models").mkdir()
     for name in ("dit.safetensors", "dit.txt", "[x].gguf"):
         (tmp_path / name).write_text("")
-    assert chosen.complete("d") == ["default", "dit.safetensors"]
+    assert chosen.complete("d") == ["default", "distilled", "dit.safetensors"]
     assert chosen.complete("some/") == ["some/Wan"]
     assert chosen.complete("my") == ["my-models/"] and chosen.complete("[x") == ["[x].gguf"]
     assert chosen.complete("nothing") == []
