@@ -25,6 +25,8 @@ from dit_video.text.layouts import text_config
 from dit_video.text.spiece import parse_sentencepiece, read_gguf_tokenizer, read_sentencepiece
 from dit_video.text.t5 import CONFIGS, IN_FLOAT32, T5Config, T5Encoder
 
+FEW = 2  # prompts, such as one and its negative, for which weights are rather read again than kept
+
 
 def clean_prompt(text: str) -> str:
     """The prompt as Wan's text encoder was trained to see it: mended Unicode, no HTML entities, single spaces.
@@ -49,7 +51,7 @@ class TextEncoder:
     ) -> None:
         """device: where it computes, if its weights are not all there to tell."""
         self.module = module.eval().requires_grad_(False)
-        self._last = False  # whether nothing is read after this prompt, so that weights are no longer needed
+        self._last = False  # whether weights are not needed, or soon read again, after this prompt
         for block in self.module.encoder.block.children():
             block.register_forward_hook(lambda block, *_: let_go(block.parameters()) if self._last else None)
         self.device = next(module.parameters()).device if device is None else torch.device(device)
@@ -113,7 +115,7 @@ class TextEncoder:
         """One tensor (L_i, dim) per prompt, L_i its number of tokens with `</s>`, in the encoder's dtype.
 
         more: others are read soon, so that weights that are maps of files had better stay in memory; else the last
-        prompt lets them go, layer by layer.
+        prompt lets them go, layer by layer, and each of no more than FEW does.
 
         Each distinct prompt runs once and alone, so its numbers never depend on what else is asked for; without padding
         nothing is masked, and the work of 512 tokens becomes that of L_i.
@@ -122,7 +124,7 @@ class TextEncoder:
         distinct = dict.fromkeys(prompts)
         for count, prompt in enumerate(distinct, start=1):
             ids = torch.tensor([self.token_ids(prompt, max_length)], device=self.device)
-            self._last = count == len(distinct) and not more
+            self._last = not more and (len(distinct) <= FEW or count == len(distinct))
             embeddings[prompt] = self.module(ids)[0]
         return [embeddings[prompt] for prompt in prompts]
 

@@ -38,7 +38,9 @@ def test_a_text_encoder_lets_go_of_each_layer_as_it_reads_its_last_prompt(monkey
     encoder, gone = RandomCheckpoint().load_text(dtype=torch.float32, device="cpu"), []
     monkeypatch.setattr(encoders, "let_go", lambda tensors: gone.append(len(list(tensors))))
     layers = len(encoder.module.encoder.block)
-    encoder.encode(["a red ball", "a blue ball"])
+    encoder.encode(["a red ball", "a blue ball", "a white ball"])
     assert len(gone) == layers and min(gone) > 0
     encoder.encode(["a red ball"], more=True)
     assert len(gone) == layers
+    encoder.encode(["a red ball", ""])
+    assert len(gone) == 3 * layers
