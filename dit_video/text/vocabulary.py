@@ -106,6 +106,13 @@ def take_weights(module: "UMT5EncoderModel", encoder: T5Encoder) -> None:
     module.load_state_dict({**weights, TWIN: weights["shared.weight"]})
 
 
+def has_weights(module: "UMT5EncoderModel", encoder: T5Encoder) -> bool:
+    """Whether an encoder of transformers has the very weights of one that samples are made with."""
+    weights = encoder.state_dict()
+    mine, theirs = module.state_dict(), {**weights, TWIN: weights["shared.weight"]}
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
 def save_text_encoder(module: "UMT5EncoderModel", folder: Path) -> None:
     """Writes `config.json` and `model.safetensors`, which `TextEncoder` and diffusers' pipelines open."""
     with quiet_transformers():

@@ -280,7 +280,7 @@ class DiTArch:
 
 @dataclass(frozen=True, kw_only=True)
 class DistilConfig:
-    """How a transformer learns from `init_from` to take few steps without guidance, see `train.distil`."""
+    """How the transformer of `init_from` learns to take few steps without guidance, see `train.distil`."""
 
     steps: int = 4
     """That the distilled model takes, one for each window of noise levels."""
@@ -292,6 +292,10 @@ class DistilConfig:
     """That the model which is learnt from takes in a window."""
     begin_share: float = 0.75
     """Share of the clips at their window's first level, where sampling steps from; the others are anywhere in it."""
+    teacher: str = ""
+    """The folder of the model that is learnt from; without it `init_from` as it was. With it distillation goes on from
+    a model that was distilled before.
+    """
 
     def __post_init__(self) -> None:
         for name in ("steps", "substeps", "guidance"):

@@ -28,7 +28,7 @@ from dit_video.scenes.captions import words
 from dit_video.shapes import Grid, VideoShape
 from dit_video.stages import Stages
 from dit_video.text.encoders import load_tokenizer
-from dit_video.text.vocabulary import build_umt5, build_word_tokenizer, embed_batch, take_weights
+from dit_video.text.vocabulary import build_umt5, build_word_tokenizer, embed_batch, has_weights, take_weights
 from dit_video.train import distributed
 from dit_video.train.autoencoder import load_autoencoder
 from dit_video.train.config import DiTArch, DiTTrainConfig
@@ -132,14 +132,7 @@ def build(config: DiTTrainConfig, found: Found | None = None, note: Note = lambd
     )
     if config.init_from:
         checkpoint = WanCheckpoint.open(Path(config.init_from))
-        layers, wanted = checkpoint.dit.num_layers, dit.config.num_layers
-        if dataclasses.replace(checkpoint.dit, num_layers=wanted) != dit.config or layers > wanted:
-            raise CheckpointError(f"{config.init_from}: its transformer is of another size than this config's [arch].")
-        weights = checkpoint.load_dit(dtype=torch.float32, device="cpu").state_dict()
-        if layers < wanted:
-            note(f"{config.init_from}: its transformer of {layers} layers is deepened to {wanted}.")
-            weights = deepened(weights, layers, wanted)
-        dit.load_state_dict(weights)
+        dit.load_state_dict(_weights(checkpoint, config.init_from, dit.config, note))
         if not dit.guarded:
             raise CheckpointError(f"{config.init_from}: its cross-attention has no channel that keeps the padding out.")
         try:
@@ -151,13 +144,31 @@ def build(config: DiTTrainConfig, found: Found | None = None, note: Note = lambd
     grid = Grid(stride=vae.config.stride, patch=dit.config.patch)
     models = Models(dit, text, tokenizer, vae, grid, load_linear_code(Path(config.autoencoder)))
     if config.distil:
-        models.teacher = Teacher(copy.deepcopy(dit).requires_grad_(False), config.distil)
+        teacher = copy.deepcopy(dit).requires_grad_(False)
+        if folder := config.distil.teacher:
+            checkpoint = WanCheckpoint.open(Path(folder))
+            teacher.load_state_dict(_weights(checkpoint, folder, dit.config, note))
+            if not has_weights(text, checkpoint.load_text(dtype=torch.float32, device="cpu").module):
+                raise CheckpointError(f"{folder}: its text encoder is not that of {config.init_from}, as it must be.")
+        models.teacher = Teacher(teacher, config.distil)
         text.requires_grad_(False)
         how = {"steps": config.distil.steps, "guidance": [1.0], "solver": "euler"}
         models.defaults = {**models.defaults, **how}
     if found is not None:
         models.defaults, models.prompts = defaults_of_files(found), found.captions[: len(SHEET_PROMPTS)]
     return models
+
+
+def _weights(checkpoint: WanCheckpoint, folder: str, wanted: DiTConfig, note: Note) -> dict[str, Tensor]:
+    """The transformer of a checkpoint, deepened to the layers that are wanted. Raises CheckpointError."""
+    layers = checkpoint.dit.num_layers
+    if dataclasses.replace(checkpoint.dit, num_layers=wanted.num_layers) != wanted or layers > wanted.num_layers:
+        raise CheckpointError(f"{folder}: its transformer is of another size than this config's [arch].")
+    weights = checkpoint.load_dit(dtype=torch.float32, device="cpu").state_dict()
+    if layers < wanted.num_layers:
+        note(f"{folder}: its transformer of {layers} layers is deepened to {wanted.num_layers}.")
+        weights = deepened(weights, layers, wanted.num_layers)
+    return weights
 
 
 def _build_lora(config: DiTTrainConfig, vae: WanVAE, found: Found | None, note: Note) -> Models:
