@@ -2,7 +2,7 @@
 
     python benchmarks/bench_dit_step.py [--dtype bfloat16] [--layers 30] [--rounds 2] [--weights FOLDER] [--write]
 
-One forward without guidance, in a process for each side with all cores; the same random weights out of one folder in
+One forward without guidance, the second of two, in a process for each side with all cores; the same random weights out of one folder in
 bfloat16, the same latents and text. diffusers is loaded as its documentation has it for Wan,
 `from_pretrained(torch_dtype=...)`, and both run under `torch.inference_mode`. dvgen makes the keys and values of the
 text once for all steps, diffusers in each: so they are not in dvgen's time, and said beside it. With `--quantize int8`,
@@ -68,7 +68,7 @@ def load(options: argparse.Namespace, side: str) -> tuple[Callable, float]:
 
 
 def measure(options: argparse.Namespace, side: str) -> None:
-    """One side, in this process: says the seconds of a forward after a shorter first one, and saves the velocity."""
+    """One side, in this process: says the seconds of a forward after a first one, and saves the velocity."""
     if "dvgen" in side:
         process.prepare()
     import torch
@@ -79,7 +79,7 @@ def measure(options: argparse.Namespace, side: str) -> None:
     full, _ = inputs(options.size, options.frames, config.in_dim, config.text_dim)
     with torch.inference_mode():
         forward, text = load(options, side)
-        forward(full[:, :1, :8, :8])
+        forward(full)
         if options.profile:
             with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as found:
                 forward(full)

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dvgen import budget, console, dry_run
+from dvgen import budget, console, dry_run, process
 from dvgen.clips import ClipFile, tell_coding
 from dvgen.pictures import Placed
 from dvgen.recipe import Recipe
@@ -370,7 +370,8 @@ def make(request: Request, prepare: Prepare, speaker: console.Speaker) -> None:
         return
     first = "torch" not in sys.modules
     speaker.progress("load program", 0, 1)
-    from dit_video import make as _  # noqa: F401 (what takes long to import)
+    with process.importing():
+        from dit_video import make as _  # noqa: F401 (what takes long to import)
     from dit_video.machine import since_start
 
     checkpoint, place = request.sampling.open(), request.sampling.place()

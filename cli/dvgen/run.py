@@ -15,7 +15,7 @@ from dit_video.claims import Claims
 from dit_video.errors import DvgenError, MediaError
 from dit_video.latents import is_of
 from dit_video.video.output import check_video
-from dvgen import chosen, edit, extend, options, sample
+from dvgen import chosen, edit, extend, options, process, sample
 from dvgen.board import Board
 from dvgen.jobs import Job
 from dvgen.prepared import OneClip, Prepared
@@ -86,7 +86,8 @@ class Run:
         """Make all of them, those last that other processes make, or have not made."""
         shared = tasks[0].request.sampling
         self.board.progress("load program", 0, 1)
-        from dit_video import make as _  # noqa: F401 (what takes long to import)
+        with process.importing():
+            from dit_video import make as _  # noqa: F401 (what takes long to import)
 
         checkpoint, place = shared.open(), shared.place()
         self.board.progress("load program", 1, 1)

@@ -10,6 +10,8 @@ from dit_video.nn.fusion import fusable
 
 C = math.sqrt(2 / math.pi)
 A = 0.044715
+ROWS = 64
+"""Rows of 16 bits at a time, which are in the cache in float32 then: of 8,960 numbers each two thirds of the time."""
 
 
 @fusable
@@ -19,10 +21,20 @@ def gelu_tanh(x: Tensor) -> Tensor:
         # (1 + tanh(u)) / 2 = sigmoid(2 u), which compiles to half the time
         z = x.float()
         return (z * torch.sigmoid(2 * C * z * (1 + A * z * z))).to(x.dtype)
-    if x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_grad_enabled():
+    if x.device.type == "cpu" and not torch.is_grad_enabled():
         # the same: torch's tanh takes several times as long as its exponential
-        return (x * x).mul_(2 * C * A).add_(2 * C).mul_(x).sigmoid_().mul_(x)
+        if x.dtype == torch.float32:
+            return _by_sigmoid(x)
+        y = torch.empty_like(x)
+        for part, place in zip(x.split(ROWS), y.split(ROWS), strict=True):
+            place.copy_(_by_sigmoid(part.float()))
+        return y
     return F.gelu(x, approximate="tanh")
+
+
+def _by_sigmoid(x: Tensor) -> Tensor:
+    """`gelu_tanh` of float32."""
+    return (x * x).mul_(2 * C * A).add_(2 * C).mul_(x).sigmoid_().mul_(x)
 
 
 class GELU(nn.Module):

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
+from dit_video.nn import products
 from dit_video.nn.varlen import Lengths, suits, varlen
 
 # (q (N, H, E), k (M, H, E), v (M, H, E), lengths, kv_lengths, key_bias (M,) or None) -> (N, H, E)
@@ -98,13 +99,18 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, kv_lengths: Lengths,
     groups = [(n, m, sum(1 for _ in clips)) for (n, m), clips in pairs]
     # split, not slices: its backward is one concatenation instead of a zero-filled tensor for every group
     queries, keys = [n * count for n, _, count in groups], [m * count for _, m, count in groups]
-    biases = [None] * len(groups) if key_bias is None else key_bias.to(v.dtype).split(keys)
+    biases = [None] * len(groups) if key_bias is None else key_bias.split(keys)
     q, k = q.to(v.dtype), k.to(v.dtype)
     out = []
     parts = zip(groups, q.split(queries), k.split(keys), v.split(keys), biases, strict=True)
     for (_, m, count), q_g, k_g, v_g, bias in parts:
+        if products.computes(v, m):
+            biased = [None] * count if bias is None else bias.chunk(count)
+            clips = zip(*(x.chunk(count) for x in (q_g, k_g, v_g)), biased, strict=True)
+            out += [products.of_clip(*clip) for clip in clips]  # (n, H, E) each
+            continue
         q_g, k_g, v_g = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in (q_g, k_g, v_g))  # (G, H, n or m, E)
-        mask = None if bias is None else bias.view(count, 1, 1, m)
+        mask = None if bias is None else bias.to(v.dtype).view(count, 1, 1, m)
         y = F.scaled_dot_product_attention(q_g, k_g, v_g, attn_mask=mask)  # (G, H, n, E)
         out.append(y.transpose(1, 2).flatten(0, 1))  # (G n, H, E)
     return out[0] if len(out) == 1 else torch.cat(out)  # (N, H, E)

@@ -4,8 +4,8 @@ With weights as they are; in float32 where weights are of 16 bits and the proces
 quantised by one of `SCHEMES`. Shapes: M rows of x (tokens), K numbers in, N numbers out.
 """
 
-from collections.abc import Callable, Iterable
-from typing import Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dit_video import limits
 from dit_video.nn.activation import GELU
 from dit_video.nn.fp8 import Fp8, check_fp8
-from dit_video.nn.int8 import Int8, check_int8
+from dit_video.nn.int8 import Int8, Rounded, check_int8
 
 
 def multiplies(dtype: torch.dtype, device: str) -> bool:
@@ -92,6 +92,16 @@ class Linear(nn.Linear):
         if self.scheme is not None and not self.weight.is_meta:
             self.product = SCHEMES[self.scheme](self.weight)
             self.weight = nn.Parameter(torch.empty_like(self.weight, device="meta"), requires_grad=False)
+
+
+def several(x: Tensor, layers: Sequence[Linear]) -> list[Tensor]:
+    """x (..., K) through each of these layers; where they are quantised to int8, x is rounded once for all of them."""
+    products = [layer.product for layer in layers if not layer._forward_hooks]
+    if len(products) < len(layers) or not all(isinstance(product, Int8) for product in products):
+        return [layer(x) for layer in layers]
+    rounded = Rounded.of(x)
+    pairs = zip(cast(list[Int8], products), layers, strict=True)
+    return [product.of_rounded(rounded, x, layer.bias) for product, layer in pairs]
 
 
 def quantised(modules: Iterable[nn.Module], scheme: str | None) -> None:

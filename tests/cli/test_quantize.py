@@ -26,13 +26,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def products(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many products there were of 8 bits."""
     counted = [0]
-    real = int8.Int8.__call__
+    real = int8.Int8.of_rounded
 
     def call(self: int8.Int8, *arguments: Any) -> Any:
         counted[0] += 1
         return real(self, *arguments)
 
-    monkeypatch.setattr(int8.Int8, "__call__", call)
+    monkeypatch.setattr(int8.Int8, "of_rounded", call)
     return counted
 
 

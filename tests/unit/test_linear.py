@@ -13,7 +13,7 @@ from dit_video.models.wan.layouts import DIFFUSERS
 from dit_video.models.wan.pipeline import open_checkpoint
 from dit_video.nn import int8, linear
 from dit_video.nn.int8 import Int8
-from dit_video.nn.linear import Linear, check_quantize, quantised
+from dit_video.nn.linear import Linear, check_quantize, quantised, several
 from tests.tiny import tiny_wan21_folder
 
 CONFIG = DiTConfig(dim=128, ffn_dim=256, num_heads=2, num_layers=3, text_dim=48)
@@ -43,6 +43,36 @@ def test_int8_is_what_it_is_defined_to_be(dtype):
     assert difference(got, want) < (1e-3 if dtype == torch.float32 else 4e-3)
     exact = x.double() @ weight.double().T + bias
     assert 1e-3 < difference(got, exact) < 2.5e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_signed_and_unsigned_numbers_give_the_same(monkeypatch, dtype):
+    """Some processors multiply only the one kind fast. By parts of rows or whole likewise."""
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(37, 96).to(dtype), torch.randn(80, 96), torch.randn(80)
+    found = []
+    for unsigned in (False, True):
+        monkeypatch.setattr(int8, "_unsigned", lambda unsigned=unsigned: unsigned)
+        int8._adds_exactly.cache_clear()
+        found.append(Int8(weight)(x, bias))
+    int8._adds_exactly.cache_clear()
+    monkeypatch.setattr(int8, "PART", 500)
+    found.append(Int8(weight)(x, bias))
+    assert all(y.dtype == dtype and torch.equal(y, found[0]) for y in found)
+
+
+def test_layers_of_one_input_round_it_once(monkeypatch):
+    torch.manual_seed(0)
+    layers = [Linear(96, 80) for _ in range(3)]
+    x = torch.randn(2, 37, 96)
+    with torch.no_grad():
+        plain = [layer(x) for layer in layers]
+        assert all(torch.equal(a, b) for a, b in zip(several(x, layers), plain, strict=True))
+        quantised(layers, "int8")
+        alone, calls = [layer(x) for layer in layers], []
+        monkeypatch.setattr(linear.Rounded, "of", lambda x, of=int8.Rounded.of: calls.append(x) or of(x))
+        assert all(torch.equal(a, b) for a, b in zip(several(x, layers), alone, strict=True))
+    assert len(calls) == 1 and not torch.equal(alone[0], plain[0])
 
 
 def test_the_largest_numbers_do_not_saturate():

@@ -107,6 +107,10 @@ def test_gelu_without_gradients_is_that_of_torch():
     want = F.gelu(x.double(), approximate="tanh")
     with torch.no_grad():
         assert ((gelu_tanh(x) - want).abs() <= 1e-6 * x.abs().clamp(min=1)).all()
+        for dtype, rounding in ((torch.bfloat16, 2**-8), (torch.float16, 2**-10)):
+            y = torch.randn(150, 8, dtype=dtype) * 4
+            got, want = gelu_tanh(y), F.gelu(y.double(), approximate="tanh")
+            assert got.dtype == dtype and ((got - want).abs() <= rounding * want.abs() + 1e-5).all()
 
 
 @pytest.mark.parametrize("together", [False, True])

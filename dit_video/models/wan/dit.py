@@ -28,7 +28,7 @@ from dit_video.nn.adaln import gated_add, modulated_norm, timestep_embedding
 from dit_video.nn.attention import attention
 from dit_video.nn.feed_forward import FeedForward
 from dit_video.nn.graphs import Call, Repeats
-from dit_video.nn.linear import Linear, linear, product_dtype
+from dit_video.nn.linear import Linear, linear, product_dtype, several
 from dit_video.nn.packing import Pack, make_pack, pack_tokens, repeat_clips, unpack_tokens
 from dit_video.nn.patch import patchify, token_grid, unpatchify
 from dit_video.nn.regional import any_length, compile_blocks, own_sizes
@@ -88,9 +88,9 @@ class SelfAttention(Attention):
 
     def forward(self, x: Tensor, pack: Pack) -> Tensor:
         """(N, D) to (N, D)."""
-        q = self.heads(self.norm_q(self.q(x), pack.rope))  # (N, H, E)
-        k = self.heads(self.norm_k(self.k(x), pack.rope))  # (N, H, E)
-        y = attention(q, k, self.heads(self.v(x)), lengths=pack.spans)  # (N, H, E)
+        q, k, v = several(x, (self.q, self.k, self.v))  # (N, D) each
+        q, k = self.norm_q(q, pack.rope), self.norm_k(k, pack.rope)
+        y = attention(self.heads(q), self.heads(k), self.heads(v), lengths=pack.spans)  # (N, H, E)
         return self.o(y.flatten(1))  # (N, D)
 
 
