@@ -2,8 +2,8 @@
 
     python benchmarks/bench_dit_step.py [--dtype bfloat16] [--layers 30] [--rounds 2] [--weights FOLDER] [--write]
 
-One forward without guidance, the second of two, in a process for each side with all cores; the same random weights out of one folder in
-bfloat16, the same latents and text. diffusers is loaded as its documentation has it for Wan,
+One forward without guidance, the second of two, in a process for each side with all cores; the same random weights out
+of one folder in bfloat16, the same latents and text. diffusers is loaded as its documentation has it for Wan,
 `from_pretrained(torch_dtype=...)`, and both run under `torch.inference_mode`. dvgen makes the keys and values of the
 text once for all steps, diffusers in each: so they are not in dvgen's time, and said beside it. With `--quantize int8`,
 a third side, products are in 8 bits.

@@ -370,7 +370,7 @@ def make(request: Request, prepare: Prepare, speaker: console.Speaker) -> None:
         return
     first = "torch" not in sys.modules
     speaker.progress("load program", 0, 1)
-    with process.importing():
+    with process.importing("torch"):
         from dit_video import make as _  # noqa: F401 (what takes long to import)
     from dit_video.machine import since_start
 

@@ -86,7 +86,7 @@ class Run:
         """Make all of them, those last that other processes make, or have not made."""
         shared = tasks[0].request.sampling
         self.board.progress("load program", 0, 1)
-        with process.importing():
+        with process.importing("torch"):
             from dit_video import make as _  # noqa: F401 (what takes long to import)
 
         checkpoint, place = shared.open(), shared.place()

@@ -75,7 +75,8 @@ def find_checkpoint(name: str | Path | None = None) -> Path:
     names = {"default", *(place.name for folder in shipped for place in folder.parent.glob("*") if is_model(place))}
     near = difflib.get_close_matches(str(name), sorted(names), n=1)
     nearest = f"; the nearest is {near[0]}" if near else ""
-    raise CheckpointError(f"{name}: there is no such file or folder{nearest}; {_KINDS}.")
+    fetched = f"; `dvgen download {name}` fetches it if the Hugging Face hub has it" if _on_hub(str(name)) else ""
+    raise CheckpointError(f"{name}: there is no such file or folder{nearest}; {_KINDS}{fetched}.")
 
 
 def is_model(place: Path) -> bool:
@@ -123,3 +124,12 @@ def cached_snapshots(name: str | None = None) -> Iterator[Path]:
         if first is not None and first.is_dir():
             yield first
         yield from (each for each in sorted((repository / "snapshots").glob("*")) if each != first and each.is_dir())
+
+
+def _on_hub(name: str) -> bool:
+    """Whether a name that is not found here looks like one that `dvgen download` knows, not like a path."""
+    from dit_video.checkpoints.hub import KNOWN
+
+    owner, slash, rest = name.partition("/")
+    like_a_path = owner in ("", ".", "..", "~") or Path(owner).exists() or Path(name).suffix in SUFFIXES or "/" in rest
+    return name.lower() in KNOWN or bool(slash and rest and not like_a_path)

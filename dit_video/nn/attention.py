@@ -94,7 +94,8 @@ def _(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, kv_starts: Tensor, key_bi
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, kv_lengths: Lengths, key_bias: Tensor | None) -> Tensor:
-    """torch's fused attention; consecutive clips of equal lengths run as one batch."""
+    """torch's fused attention, where consecutive clips of equal lengths run as one batch; or what is faster here and
+    gives no gradients, see nn/products.py."""
     pairs = itertools.groupby(zip(lengths, kv_lengths, strict=True))
     groups = [(n, m, sum(1 for _ in clips)) for (n, m), clips in pairs]
     # split, not slices: its backward is one concatenation instead of a zero-filled tensor for every group
@@ -103,11 +104,11 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, kv_lengths: Lengths,
     q, k = q.to(v.dtype), k.to(v.dtype)
     out = []
     parts = zip(groups, q.split(queries), k.split(keys), v.split(keys), biases, strict=True)
-    for (_, m, count), q_g, k_g, v_g, bias in parts:
-        if products.computes(v, m):
+    for (n, m, count), q_g, k_g, v_g, bias in parts:
+        if products.suits(v, n, m):
             biased = [None] * count if bias is None else bias.chunk(count)
             clips = zip(*(x.chunk(count) for x in (q_g, k_g, v_g)), biased, strict=True)
-            out += [products.of_clip(*clip) for clip in clips]  # (n, H, E) each
+            out += [products.attention_of_clip(*clip) for clip in clips]  # (n, H, E) each
             continue
         q_g, k_g, v_g = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in (q_g, k_g, v_g))  # (G, H, n or m, E)
         mask = None if bias is None else bias.to(v.dtype).view(count, 1, 1, m)

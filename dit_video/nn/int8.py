@@ -12,13 +12,11 @@ import torch
 from torch import Tensor
 
 from dit_video.errors import UsageError
+from dit_video.nn.parts import by_parts
 
 MOST = 127
 HALF = 64  # the largest weight where pairs of products are added in 16 bits: 2 * 255 * 64 < 2^15
 SMALLEST = torch.finfo(torch.float32).tiny
-PART = 2**19
-"""Numbers of x at a time that are rounded, so that what is between is still in the cache: of rows of 8,960 numbers half
-of the time, of 1,536 a fifth less."""
 
 
 def check_int8(device: torch.device) -> None:
@@ -31,24 +29,31 @@ def check_int8(device: torch.device) -> None:
 
 @dataclass(frozen=True)
 class Rounded:
-    """x (M, K) as `levels` times `scale` (M, 1) float32; levels are int8, or where `_unsigned` uint8 with 128 for 0."""
+    """x (..., K), with M rows in all, as `levels` (M, K) times `scale` (M, 1).
+
+    Levels are int8, or where `_unsigned` uint8 with 128 for 0. Scales are bfloat16 where x is, since they multiply what
+    is rounded so, and else float32. shape and dtype: of x.
+    """
 
     levels: Tensor
     scale: Tensor
+    shape: torch.Size
+    dtype: torch.dtype
 
     @classmethod
+    @torch.no_grad()
     def of(cls, x: Tensor) -> "Rounded":
-        """Of x (..., K), with M rows in all."""
+        """Of x, which gets no gradients through it."""
         rows = x.flatten(0, -2)
-        scale = rows.new_empty(len(rows), 1, dtype=torch.float32)
+        scale = rows.new_empty(len(rows), 1, dtype=x.dtype if x.dtype == torch.bfloat16 else torch.float32)
         levels = torch.empty_like(rows, dtype=torch.int8)
-        count = max(PART // rows.shape[1], 1)
-        for part, factor, place in zip(rows.split(count), scale.split(count), levels.split(count), strict=True):
-            factor.copy_(part.abs().amax(1, keepdim=True)).div_(MOST).clamp_(min=SMALLEST)
-            place.copy_((part * factor.reciprocal()).round_())
+        for part, factor, place in zip(*by_parts(rows, scale, levels), strict=True):
+            factor.copy_(part.abs().amax(1, keepdim=True).float().div_(MOST).clamp_(min=SMALLEST))
+            # a scale that was rounded down would lead beyond the largest level
+            place.copy_((part * factor.float().reciprocal()).round_().clamp_(-MOST, MOST))
         if _unsigned():
             levels = levels.view(torch.uint8).bitwise_xor_(128)
-        return cls(levels, scale)
+        return cls(levels, scale, x.shape, x.dtype)
 
 
 class Int8:
@@ -67,20 +72,17 @@ class Int8:
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """x (..., K) and bias (N,) to (..., N) of x's dtype."""
-        return self.of_rounded(Rounded.of(x), x, bias)
+        return self.of_rounded(Rounded.of(x), bias)
 
-    def of_rounded(self, rounded: Rounded, x: Tensor, bias: Tensor | None) -> Tensor:
+    def of_rounded(self, x: Rounded, bias: Tensor | None) -> Tensor:
         """The same of x that was rounded before, which several layers may share."""
-        dtype = x.dtype if x.dtype == torch.bfloat16 else torch.float32
-        y = _multiplied(rounded.levels, self.packed, self.scale, self.zeros, dtype)  # (M, N)
-        scale = rounded.scale.to(dtype)
-        y = y.mul_(scale) if bias is None else torch.addcmul(bias.to(dtype), y, scale, out=y)
+        dtype = x.scale.dtype
+        y = _multiplied(x.levels, self.packed, self.scale, self.zeros, dtype)  # (M, N)
+        y = y.mul_(x.scale) if bias is None else torch.addcmul(bias.to(dtype), y, x.scale, out=y)
         return y.to(x.dtype).unflatten(0, x.shape[:-1])
 
 
-def _multiplied(
-    levels: Tensor, packed: Tensor, scale: Tensor, zeros: Tensor, dtype: torch.dtype = torch.float32
-) -> Tensor:
+def _multiplied(levels: Tensor, packed: Tensor, scale: Tensor, zeros: Tensor, dtype: torch.dtype) -> Tensor:
     """levels (M, K) of x times packed weights (N, K), times their scale (N,): (M, N) of a dtype."""
     zero = 128 if levels.dtype == torch.uint8 else 0
     return torch.ops.onednn.qlinear_pointwise(
@@ -102,5 +104,5 @@ def _adds_exactly() -> bool:
     most = torch.full((32, 256), MOST, dtype=torch.int8)
     levels = most.view(torch.uint8).bitwise_xor(128) if _unsigned() else most
     ones, zeros = torch.ones(32), torch.zeros(32, dtype=torch.int64)
-    found = _multiplied(levels, torch.ops.onednn.qlinear_prepack(most, None), ones, zeros)
+    found = _multiplied(levels, torch.ops.onednn.qlinear_prepack(most, None), ones, zeros, torch.float32)
     return bool((found == 256 * MOST**2).all())

@@ -56,8 +56,14 @@ def in_one(x: Tensor, weight: Tensor) -> bool:
 
     Not on processors without AVX-512, where its GELU takes longer than torch's operations do.
     """
-    plain = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and weight.is_contiguous()
-    if not plain or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+    return weight.is_contiguous() and onednn_multiplies(x)
+
+
+def onednn_multiplies(x: Tensor) -> bool:
+    """Whether oneDNN's products of x, without gradients, can be asked for by name and are worth it: with AVX-512."""
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
+        return False
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
     wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     return wide and bool(torch.backends.mkldnn.enabled) and multiplies(x.dtype, "cpu")
@@ -95,13 +101,14 @@ class Linear(nn.Linear):
 
 
 def several(x: Tensor, layers: Sequence[Linear]) -> list[Tensor]:
-    """x (..., K) through each of these layers; where they are quantised to int8, x is rounded once for all of them."""
-    products = [layer.product for layer in layers if not layer._forward_hooks]
-    if len(products) < len(layers) or not all(isinstance(product, Int8) for product in products):
+    """x (..., K) through each of these layers; where all have weights that were rounded to int8, x is rounded once."""
+    products = [layer.product for layer in layers]
+    hooked = any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
+    if hooked or not all(isinstance(product, Int8) for product in products):
         return [layer(x) for layer in layers]
     rounded = Rounded.of(x)
     pairs = zip(cast(list[Int8], products), layers, strict=True)
-    return [product.of_rounded(rounded, x, layer.bias) for product, layer in pairs]
+    return [product.of_rounded(rounded, layer.bias) for product, layer in pairs]
 
 
 def quantised(modules: Iterable[nn.Module], scheme: str | None) -> None:

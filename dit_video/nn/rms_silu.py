@@ -19,22 +19,23 @@ GPU_BLOCK = 2**27
 """Values per block elsewhere: so many that launches cost nothing, so few that the float32 copies stay small."""
 
 
-def rms_norm(x: Tensor, gamma: Tensor, *, silu: bool = False, room: int = 0) -> Tensor:
+def rms_norm(x: Tensor, gamma: Tensor, *, silu: bool = False, room: int = 0, blank: int | None = None) -> Tensor:
     """x (B, C, T, H, W) with each pixel's channels scaled to length sqrt(C), times gamma (C,), then SiLU if asked.
 
-    Computed in float32, returned in x's dtype and `channels_last_3d` memory, with `room` frames of zeros before it for
-    a causal convolution to look back at. Source: `RMS_norm` in Wan-Video/Wan2.1 wan/modules/vae.py.
+    Computed in float32, returned in x's dtype and `channels_last_3d` memory, with `room` frames before it for a causal
+    convolution to look back at: the first `blank` of them, or all, are zeros, and the others are the caller's to fill.
+    Source: `RMS_norm` in Wan-Video/Wan2.1 wan/modules/vae.py.
     """
-    return _RMSNorm.apply(x, gamma, silu, room)
+    return _RMSNorm.apply(x, gamma, silu, room, room if blank is None else blank)
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, gamma: Tensor, silu: bool, room: int) -> Tensor:
+    def forward(ctx, x: Tensor, gamma: Tensor, silu: bool, room: int, blank: int) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last_3d)
         batch, dim, count, height, width = x.shape
         out = x.new_empty(batch, room + count, height, width, dim).permute(0, 4, 1, 2, 3)
-        out[:, :, :room] = 0
+        out[:, :, :blank] = 0
         inverse = torch.empty(batch, count * height * width, 1, dtype=torch.float32, device=x.device)
         scale = gamma.float() * dim**0.5
         for source, target, factor in _blocks(x, out[:, :, room:], inverse):
@@ -66,7 +67,7 @@ class _RMSNorm(torch.autograd.Function):
             grad_scale += product.sum(0)
             along = (product @ scale).unsqueeze(1)  # the part of the slope along x, which the norm takes out
             target.copy_((slope * scale).addcmul_(unit, along, value=-1).mul_(factor))
-        return grad_x, (grad_scale * x.shape[1] ** 0.5).to(gamma.dtype), None, None
+        return grad_x, (grad_scale * x.shape[1] ** 0.5).to(gamma.dtype), None, None, None
 
 
 def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -355,7 +355,7 @@ class DiTTrainConfig:
         self._check_lora()
         if self.distil and (not self.init_from or self.lora):
             other = "lora" if self.lora else "init_from"
-            rule = "only one of the two can be given" if self.lora else "is empty: name the model to learn from"
+            rule = "only one of the two can be given" if self.lora else "is empty: name the model to begin from"
             raise UsageError(f"[distil] and {other}: {rule}.")
         _at_least("shift", self.shift, 0.01)
         _at_least("level_std", self.level_std, 0)

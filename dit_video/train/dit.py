@@ -111,6 +111,9 @@ def build(config: DiTTrainConfig, found: Found | None = None, note: Note = lambd
     A transformer of fewer layers than [arch] has is deepened.
 
     found: the files that are trained on, where it is files: fresh models know the words of their captions.
+
+    Raises:
+        CheckpointError: the autoencoder, `init_from` or a teacher, see `train`.
     """
     vae = load_autoencoder(Path(config.autoencoder)).requires_grad_(False)
     torch.manual_seed(config.loop.seed)
@@ -144,19 +147,25 @@ def build(config: DiTTrainConfig, found: Found | None = None, note: Note = lambd
     grid = Grid(stride=vae.config.stride, patch=dit.config.patch)
     models = Models(dit, text, tokenizer, vae, grid, load_linear_code(Path(config.autoencoder)))
     if config.distil:
-        teacher = copy.deepcopy(dit).requires_grad_(False)
-        if folder := config.distil.teacher:
-            checkpoint = WanCheckpoint.open(Path(folder))
-            teacher.load_state_dict(_weights(checkpoint, folder, dit.config, note))
-            if not has_weights(text, checkpoint.load_text(dtype=torch.float32, device="cpu").module):
-                raise CheckpointError(f"{folder}: its text encoder is not that of {config.init_from}, as it must be.")
-        models.teacher = Teacher(teacher, config.distil)
+        teacher = _teacher(config.distil.teacher, models, note) if config.distil.teacher else copy.deepcopy(dit)
+        models.teacher = Teacher(teacher.requires_grad_(False), config.distil)
         text.requires_grad_(False)
         how = {"steps": config.distil.steps, "guidance": [1.0], "solver": "euler"}
         models.defaults = {**models.defaults, **how}
     if found is not None:
         models.defaults, models.prompts = defaults_of_files(found), found.captions[: len(SHEET_PROMPTS)]
     return models
+
+
+def _teacher(folder: str, models: Models, note: Note) -> WanDiT:
+    """The transformer of another model, which must read prompts as these do. Raises CheckpointError."""
+    checkpoint, dit = WanCheckpoint.open(Path(folder)), WanDiT(models.dit.config)
+    dit.load_state_dict(_weights(checkpoint, folder, dit.config, note))
+    text = checkpoint.load_text(dtype=torch.float32, device="cpu").module
+    vocabulary = load_tokenizer(Path(folder) / "tokenizer").get_vocab()
+    if not has_weights(models.text, text) or vocabulary != models.tokenizer.get_vocab():
+        raise CheckpointError(f"{folder}: its text encoder is not that of init_from, as a teacher's must be.")
+    return dit
 
 
 def _weights(checkpoint: WanCheckpoint, folder: str, wanted: DiTConfig, note: Note) -> dict[str, Tensor]:
@@ -185,7 +194,7 @@ def train(config: DiTTrainConfig, *, resume: bool, report: Reporter, note: Note 
     diffusers folder, or `lora/` the file of a LoRA.
 
     Raises:
-        CheckpointError: the autoencoder or `init_from`, nothing to resume, or a run that would be lost.
+        CheckpointError: the autoencoder, `init_from` or the teacher of [distil], nothing to resume, or a run that would be lost.
         UsageError: this machine lacks the device.
     """
     folder = Path(config.out)

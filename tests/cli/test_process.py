@@ -92,3 +92,23 @@ def test_what_is_loaded_is_not_taken_apart_at_the_end(code: str):
 def test_an_end_that_is_no_number_is_as_ever():
     found = subprocess.run([sys.executable, "-c", ENDS, "in words"], capture_output=True, text=True, timeout=60)
     assert found.returncode == 1 and "taken apart" in found.stdout and found.stderr == "in words\n"
+
+
+def test_garbage_is_looked_for_again_after_a_large_import():
+    program = """
+import gc, sys
+from dvgen import process
+with process.importing("fractions"):
+    assert not gc.isenabled()
+    import fractions
+frozen = gc.get_freeze_count()
+assert gc.isenabled() and frozen > 0
+with process.importing("fractions"):
+    assert gc.isenabled()
+try:
+    with process.importing("no_such_module"):
+        import no_such_module
+except ImportError:
+    assert gc.isenabled() and gc.get_freeze_count() == frozen
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from dit_video.checkpoints import places
 from dit_video.checkpoints.files import read_headers, read_json, replacing_folder, save_tensors
 from dit_video.checkpoints.headers import read_header, summarize
+from dit_video.checkpoints.hub import KNOWN
 from dit_video.checkpoints.keymap import Layout, Row
 from dit_video.checkpoints.load import load_into, save_model
 from dit_video.checkpoints.places import find_checkpoint
@@ -345,9 +347,17 @@ def test_path_comes_before_a_shipped_name(tmp_path: Path, monkeypatch: pytest.Mo
     assert find_checkpoint("other") == Path("other")
 
 
-def test_missing_checkpoints_are_named(tmp_path: Path) -> None:
+def test_missing_checkpoints_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CheckpointError, match=r"none: there is no such file or folder; a model is"):
         find_checkpoint(tmp_path / "none")
+    for name in ("owner/name-2.1", next(iter(KNOWN))):
+        with pytest.raises(CheckpointError, match=rf"cache; `dvgen download {re.escape(name)}` fetches it"):
+            find_checkpoint(name)
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/model", "models/wan.safetensors", "./model", "a/b/c", "/model", "nowhere"):
+        with pytest.raises(CheckpointError, match=r"in the Hugging Face cache\.$"):
+            find_checkpoint(name)
     with pytest.raises(
         CheckpointError, match=r"holds no model_index\.json and no diffusion_pytorch_model\.safetensors; a model is"
     ):

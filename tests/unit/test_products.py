@@ -32,6 +32,9 @@ def error(got, want) -> float:
     return ((got.float() - want).norm() / want.norm()).item()
 
 
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
+
+
 @pytest.fixture(autouse=True)
 def without_gradients():
     with torch.no_grad():
@@ -44,23 +47,24 @@ def test_it_is_the_definition(monkeypatch, dtype, scale):
     q, k, v = inputs(70, 90, scale=scale, dtype=dtype)
     want = exact(q, k, v)
     monkeypatch.setattr(products.F, "scaled_dot_product_attention", None)  # it gets there by itself
-    assert error(products.of_clip(q, k, v), want) < ERROR[dtype]
+    assert error(products.attention_of_clip(q, k, v), want) < ERROR[dtype]
     monkeypatch.setattr(products, "PART", 90 * q.element_size() * 16)  # parts of which the last is smaller
-    got = products.of_clip(q, k, v)
+    got = products.attention_of_clip(q, k, v)
     assert got.shape == q.shape and got.dtype == dtype
     assert error(got, want) < ERROR[dtype]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_biases_are_added_to_logits(dtype):
+def test_biases_are_added_to_logits(monkeypatch, dtype):
     q, k, v = inputs(40, 60, dtype=dtype)
     bias = torch.linspace(-3, 3, 60)
     bias[10], bias[20:30] = math.log(500), -1e4  # one for many, and some that are not seen
     want = exact(q, k, v, bias)
-    assert error(products.of_clip(q, k, v, bias), want) < ERROR[dtype]
-    changed = v.clone()
-    changed[20:30] = 1e3
-    torch.testing.assert_close(products.of_clip(q, k, changed, bias), products.of_clip(q, k, v, bias))
+    assert error(products.attention_of_clip(q, k, v, bias), want) < ERROR[dtype]
+    changed, k = v.clone(), k.clone()
+    changed[20:30], k[20:30] = 1e3, 50.0  # whose lengths do not count either
+    monkeypatch.setattr(products.F, "scaled_dot_product_attention", None)
+    assert error(products.attention_of_clip(q, k, changed, bias), want) < ERROR[dtype]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -77,16 +81,9 @@ def test_logits_far_below_the_bound_are_computed_otherwise(monkeypatch, dtype, n
         return fused(*x, **options)
 
     monkeypatch.setattr(products.F, "scaled_dot_product_attention", counted)
-    got = products.of_clip(q, k, v)
-    assert len(calls) == 1  # of the second head alone
+    got = products.attention_of_clip(q, k, v)
+    assert [x[0].shape for x in calls] == [(1, 1, 16, 24)]  # of the second head alone
     assert error(got, exact(q, k, v)) < ERROR[dtype]
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_numbers_that_are_none_are_not_hidden(dtype):
-    q, k, v = inputs(8, 8, dtype=dtype)
-    q[2, 0, 0] = torch.nan
-    assert products.of_clip(q, k, v)[2, 0].isnan().all()
 
 
 @pytest.mark.parametrize("biased", [False, True])
@@ -98,23 +95,34 @@ def test_packs_are_taken_apart(monkeypatch, biased):
     kinds = {"lengths": lengths, "kv_lengths": kv_lengths, "key_bias": bias}
     seen = []
 
-    def computes(v, keys):
-        seen.append(keys)
+    def suits(v, queries, keys):
+        seen.append((queries, keys))
         return keys >= 10
 
-    monkeypatch.setattr(attention_module.products, "computes", computes)
+    monkeypatch.setattr(attention_module.products, "suits", suits)
     got = attention(q, k, v, **kinds)
-    assert seen == [12, 40, 3]
+    assert seen == [(7, 12), (30, 40), (5, 3)]
     assert error(got, attention(q, k, v, **kinds, backend="reference").float()) < ERROR[torch.float32]
 
 
+def test_it_is_taken_without_being_asked_for(monkeypatch):
+    if not products.suits(torch.zeros(1, dtype=torch.bfloat16), 600, 600):
+        pytest.skip("not on such processors")
+    q, k, v = inputs(600, 600, heads=2, width=64, dtype=torch.bfloat16)
+    want = exact(q, k, v)
+    monkeypatch.setattr(products.F, "scaled_dot_product_attention", None)
+    assert error(attention(q, k, v, lengths=[600]), want) < ERROR[torch.bfloat16]
+
+
 def test_where_it_is_taken(monkeypatch):
-    v = torch.zeros(2000, 4, 64, dtype=torch.bfloat16)
-    monkeypatch.setattr(products, "in_one", lambda x, weight: True)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    assert products.computes(v, 2000)
-    assert not products.computes(v.float(), 2000)
-    assert not products.computes(v, 100)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    assert not products.computes(v, 2000)
+    v, told = torch.zeros(1, dtype=torch.bfloat16), {"oneDNN": True, "AMX": False, "threads": 2}
+    monkeypatch.setattr(products, "onednn_multiplies", lambda x: told["oneDNN"])
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: told["AMX"])
+    monkeypatch.setattr(torch, "get_num_threads", lambda: told["threads"])
+    assert products.suits(v, 2000, 2000)
+    assert not products.suits(v.float(), 2000, 2000)
+    assert not products.suits(v, 100_000, 100) and not products.suits(v, 0, 2000) and not products.suits(v, 100, 2000)
+    for name, value in (("oneDNN", False), ("AMX", True), ("threads", 64)):
+        before, told[name] = told[name], value
+        assert not products.suits(v, 2000, 2000), name
+        told[name] = before

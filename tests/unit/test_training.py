@@ -19,6 +19,7 @@ from dit_video.train.clips import SceneClips
 from dit_video.train.config import (
     AutoencoderArch,
     AutoencoderConfig,
+    DistilConfig,
     DiTArch,
     DiTTrainConfig,
     LoopConfig,
@@ -187,6 +188,33 @@ def test_a_transformer_begins_from_another(trained, tmp_path):
         dit.build(dataclasses.replace(deep, arch=dataclasses.replace(config.arch, ffn_dim=48)))
     with pytest.raises(CheckpointError, match="no channel that keeps the padding out"):
         dit.build(dataclasses.replace(config, init_from=str(without_guards(model, tmp_path / "free"))))
+
+
+def test_a_transformer_learns_from_another_than_it_began_as(trained, tmp_path):
+    config = dit_config(trained[0], tmp_path / "first", steps=1)
+    dit.train(config, resume=False, report=silent)
+    model, other = tmp_path / "first" / "model", tmp_path / "other"
+    shutil.copytree(model, other)
+    file = other / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors, _ = load_tensors(file)
+    save_tensors({name: value + 1 for name, value in tensors.items()}, file)
+
+    def built(teacher):
+        return dit.build(dataclasses.replace(config, init_from=str(model), distil=DistilConfig(teacher=teacher)))
+
+    def weights(folder):
+        return WanCheckpoint.open(folder).load_dit(dtype=torch.float32).state_dict()
+
+    for teacher, source in (("", model), (str(other), other)):
+        models = built(teacher)
+        torch.testing.assert_close(models.dit.state_dict(), weights(model))
+        torch.testing.assert_close(models.teacher.dit.state_dict(), weights(source))
+        assert not any(each.requires_grad for each in models.teacher.dit.parameters())
+    file = other / "text_encoder" / "model.safetensors"
+    tensors, _ = load_tensors(file)
+    save_tensors({name: value * 1.5 for name, value in tensors.items()}, file)
+    with pytest.raises(CheckpointError, match="its text encoder is not that of init_from"):
+        built(str(other))
 
 
 def without_guards(model, out):

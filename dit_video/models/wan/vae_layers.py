@@ -25,10 +25,18 @@ PART = 2**24
 
 @dataclass
 class Memory:
-    """What a chunked pass carries from chunk to chunk: the last input frames of every layer that looks back."""
+    """What a chunked pass carries from chunk to chunk: the last input frames (B, C, 1, H, W) of layers that look back.
+
+    Each is a tensor of its own, so that what stays is not copied.
+    """
 
     first: bool = True
-    frames: dict[nn.Module, Tensor] = field(default_factory=dict)
+    frames: dict[nn.Module, list[Tensor]] = field(default_factory=dict)
+
+    def keep(self, layer: nn.Module, x: Tensor, count: int) -> None:
+        """Let the last `count` frames of what the layer has kept, and of x after it, be what it keeps."""
+        new = [frame.clone(memory_format=torch.channels_last_3d) for frame in x[:, :, -count:].split(1, dim=2)]
+        self.frames[layer] = [*self.frames.get(layer, []), *new][-count:]
 
 
 class RMSNorm(nn.Module):
@@ -55,17 +63,17 @@ class CausalConv3d(Conv):
     def forward(self, x: Tensor, memory: Memory | None = None, *, norm: RMSNorm | None = None) -> Tensor:
         """x (B, C, T, H, W), normalised and put through SiLU first when a norm is given."""
         back = self.weight.shape[2] - 1
-        past = memory.frames.pop(self, None) if memory is not None else None
-        room = 0 if past is None and x.shape[2] == 1 else back  # a still image meets only the newest tap
+        past = memory.frames.get(self, []) if memory is not None else []
+        room = 0 if not past and x.shape[2] == 1 else back  # a still image meets only the newest tap
         if norm is not None:
-            x = rms_norm(x, norm.gamma.flatten(), silu=True, room=room)
+            x = rms_norm(x, norm.gamma.flatten(), silu=True, room=room, blank=room - len(past))
         elif room:
             x = F.pad(x, (0, 0, 0, 0, room, 0))
-        if past is not None:
-            x[:, :, back - past.shape[2] : back] = past
-            del past  # before there is another one
+        for place, frame in enumerate(past, back - len(past)):
+            x[:, :, place : place + 1] = frame
         if memory is not None and back:
-            memory.frames[self] = x[:, :, -back:].clone(memory_format=torch.channels_last_3d)
+            del past  # which the memory lets go of
+            memory.keep(self, x[:, :, room:], back)
         return causal_conv3d(x, self.weight[:, :, back - room :], self.bias)
 
 
@@ -145,9 +153,9 @@ class Downsample(nn.Module):
         if memory is None or memory.first:
             seen, parts = x, [x[:, :, :1]]
         else:
-            seen, parts = cat_time([memory.frames[self], x]), []
+            seen, parts = cat_time([*memory.frames[self], x]), []
         if memory is not None:
-            memory.frames[self] = x[:, :, -1:].clone(memory_format=torch.channels_last_3d)
+            memory.keep(self, x, 1)
         if seen.shape[2] > 2:
             parts.append(causal_conv3d(seen, self.time_conv.weight, self.time_conv.bias, stride=(2, 1)))
         return cat_time(parts)
