@@ -194,7 +194,7 @@ def train(config: DiTTrainConfig, *, resume: bool, report: Reporter, note: Note 
     diffusers folder, or `lora/` the file of a LoRA.
 
     Raises:
-        CheckpointError: the autoencoder, `init_from` or the teacher of [distil], nothing to resume, or a run that would be lost.
+        CheckpointError: the autoencoder, `init_from` or a teacher, nothing to resume, or a run that would be lost.
         UsageError: this machine lacks the device.
     """
     folder = Path(config.out)
