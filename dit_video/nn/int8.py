@@ -47,10 +47,10 @@ class Rounded:
         rows = x.flatten(0, -2)
         scale = rows.new_empty(len(rows), 1, dtype=x.dtype if x.dtype == torch.bfloat16 else torch.float32)
         levels = torch.empty_like(rows, dtype=torch.int8)
+        margin = 1 + torch.finfo(scale.dtype).eps / 2  # a scale that is rounded down would lead beyond the largest level
         for part, factor, place in zip(*by_parts(rows, scale, levels), strict=True):
-            factor.copy_(part.abs().amax(1, keepdim=True).float().div_(MOST).clamp_(min=SMALLEST))
-            # a scale that was rounded down would lead beyond the largest level
-            place.copy_((part * factor.float().reciprocal()).round_().clamp_(-MOST, MOST))
+            factor.copy_(part.abs().amax(1, keepdim=True).float().mul_(margin / MOST).clamp_(min=SMALLEST))
+            place.copy_((part * factor.float().reciprocal()).round_())
         if _unsigned():
             levels = levels.view(torch.uint8).bitwise_xor_(128)
         return cls(levels, scale, x.shape, x.dtype)

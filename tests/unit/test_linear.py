@@ -21,8 +21,9 @@ CONFIG = DiTConfig(dim=128, ffn_dim=256, num_heads=2, num_layers=3, text_dim=48)
 
 def as_defined(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, limit: int) -> torch.Tensor:
     """Both quantised as said, the product in whole numbers, each step by itself."""
-    row, token = weight.abs().amax(1) / limit, (x.float().abs().amax(1) / 127).to(x.dtype).float()
-    w, a = (weight / row[:, None]).round().long(), (x / token[:, None]).round().long().clamp(-127, 127)
+    margin = 1 + torch.finfo(x.dtype).eps / 2  # scales are rounded, and none down
+    row, token = weight.abs().amax(1) / limit, (x.float().abs().amax(1) * margin / 127).to(x.dtype).float()
+    w, a = (weight / row[:, None]).round().long(), (x / token[:, None]).round().long()
     assert w.abs().max() == limit and a.abs().max() == 127
     return ((a @ w.T) * token.double()[:, None] * row.double() + bias).float()
 
