@@ -23,7 +23,6 @@ HERE, MODEL = Path(__file__).parent, harness.ROOT / "weights" / "default"
 PROMPT, SEED, STEPS = "a red ball moving right on a white background", 7, 2
 SIZE, FRAMES, PADDED_SIZE, PADDED_FRAMES = "256x144", 24, "256x160", 25  # asked of dvgen, and of diffusers
 LINE = "the first step begins"  # in the log
-SAME = 50.0  # dB from which frames are the same in float32
 SIDES = ("diffusers", "dvgen", "dvgen, prompt read before")
 HELPS = {"help of diffusers": ("diffusers.commands.diffusers_cli",), "help of dvgen": ("dvgen",)}
 
@@ -85,7 +84,9 @@ def measure(dtype: str, report: harness.Report, rounds: int) -> None:
         harness.run(harness.Side("frames of dvgen", own, path))
         theirs, ours = np.load(folder / "theirs.npy"), np.load(folder / "ours.npy")
     theirs = theirs[: len(ours), : ours.shape[1], : ours.shape[2]]
-    same = harness.agree("PSNR of the frames in dB", harness.psnr(ours, theirs), SAME, at_least=True)
+    same = harness.agree(
+        "PSNR of the frames in dB", harness.psnr(ours, theirs), harness.SAME_FRAMES[dtype], at_least=True
+    )
     for side in SIDES[1:]:
         what = f"to the first step, {dtype}{side.removeprefix('dvgen')}"
         seconds = [f"{harness.figures(runs[each], 'first_step'):.2f} s" for each in ("diffusers", side)]

@@ -25,9 +25,6 @@ CASES = {  # asked of dvgen, and of diffusers; the ratio that we set out for
 }
 SMALL = "256x144, 24 frames"
 ROUNDS = {SMALL: 3, "640x360, 48 frames": 1}  # minutes each of the larger one
-# dB from which frames are the same. In bfloat16 both sides round as they go, in other places, and 20 steps carry that
-# on: it only tells that the same video was made.
-SAME = {"float32": 50.0, "bfloat16": 25.0}
 
 
 def sides(case: str, dtype: str, folder: Path) -> list[harness.Side]:
@@ -75,7 +72,9 @@ def measure(case: str, dtype: str, report: harness.Report, rounds: int) -> None:
         runs = harness.in_turn(compared, rounds=rounds or ROUNDS[case], warmup=False)
         theirs, ours = np.load(folder / "theirs.npy"), np.load(folder / "ours.npy")
     theirs = theirs[: len(ours), : ours.shape[1], : ours.shape[2]]
-    same = harness.agree("PSNR of the frames in dB", harness.psnr(ours, theirs), SAME[dtype], at_least=True)
+    same = harness.agree(
+        "PSNR of the frames in dB", harness.psnr(ours, theirs), harness.SAME_FRAMES[dtype], at_least=True
+    )
     for side in list(runs)[1:]:
         suffix = side.removeprefix("dvgen")
         seconds = [f"{harness.figures(runs[each], 'seconds'):.1f} s" for each in ("diffusers", side)]
@@ -99,7 +98,9 @@ def main() -> None:
     """All cases, or those that are named."""
     parser = harness.parser(__doc__, rounds=0)
     parser.add_argument("--case", choices=CASES, action="append", help="only this one; repeatable")
-    parser.add_argument("--dtype", choices=SAME, default="float32", help="bfloat16 where the processor multiplies it")
+    parser.add_argument(
+        "--dtype", choices=harness.SAME_FRAMES, default="float32", help="bfloat16 where the processor multiplies it"
+    )
     options: argparse.Namespace = parser.parse_args()
     refuse(options.dtype)
     if options.side:

@@ -23,6 +23,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+# dB from which frames are the same. In bfloat16 both sides round as they go, in other places, and 20 steps carry that
+# on: it only tells that the same video was made.
+SAME_FRAMES = {"float32": 50.0, "bfloat16": 25.0}
 ROOT = Path(__file__).parent.parent
 MEASURED = Path(__file__).parent / "measured.py"
 PACKAGES = ("torch", "diffusers", "transformers", "torchao", "stable-diffusion-cpp-python")
@@ -146,6 +149,12 @@ def psnr(a: Any, b: Any) -> float:
 def relative_error(a: Any, b: Any) -> float:
     """Root mean square of the difference of two tensors, as a part of that of the second."""
     return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+def same_frames(ours: Any, theirs: Any, dtype: str) -> str:
+    """That frames (T, H, W, 3) are those of the peer, which may have more rows, columns and frames. Raises Differs."""
+    theirs = theirs[: len(ours), : ours.shape[1], : ours.shape[2]]
+    return agree("PSNR of the frames in dB", psnr(ours, theirs), SAME_FRAMES[dtype], at_least=True)
 
 
 def agree(what: str, measured: float, limit: float, *, at_least: bool = False) -> str:
