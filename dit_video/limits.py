@@ -27,6 +27,10 @@ SECONDS = "DVGEN_KEEP_EVERY"  # the environment's name of another number of them
 STRENGTH = 0.6  # of an edit, where none is given: the new colour comes, and the object stays where it was
 
 
+WIDE = 1024
+"""Layers from which on products of 8 bits may be faster; at 256 they are not, at 1,536 they are (docs/log.md)."""
+
+
 def number(option: str, text: str, low: float, high: float) -> float:
     """The number in `text`, from `low` to `high`.
 
@@ -114,3 +118,10 @@ def choice(option: str, value: str, choices: Sequence[str]) -> str:
         return value
     nearest = difflib.get_close_matches(value.lower(), choices, n=1, cutoff=0.0)[0]
     raise UsageError(f"{option} {shown(value)!r}: must be one of {', '.join(choices)}; the nearest is {nearest}.")
+
+
+def why_not_quantize(scheme: str | None, width: int) -> str:
+    """Why a model this wide is not faster with a scheme of products, in a sentence; "" where it may be."""
+    if scheme != "int8" or width >= WIDE:
+        return ""
+    return f"--quantize int8: makes this model smaller and not faster, since its layers are only {width} wide."

@@ -84,10 +84,12 @@ class Prepared(ABC):
         return steps_of(self.settings, self.checkpoint.boundary)
 
     def tell_fast(self, warn: Callable[[str], None]) -> None:
-        """Say so where --fast skips nothing."""
+        """Say so where --fast skips nothing, or --quantize makes it slower."""
+        from dit_video.limits import why_not_quantize
         from dit_video.work import why_not_fast
 
-        if words := why_not_fast(self.settings, self.checkpoint.boundary):
+        fast = why_not_fast(self.settings, self.checkpoint.boundary)
+        for words in filter(None, (fast, why_not_quantize(self.sampling.quantize, self.checkpoint.dit.dim))):
             warn(words)
 
     @property

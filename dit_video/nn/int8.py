@@ -47,7 +47,9 @@ class Rounded:
         rows = x.flatten(0, -2)
         scale = rows.new_empty(len(rows), 1, dtype=x.dtype if x.dtype == torch.bfloat16 else torch.float32)
         levels = torch.empty_like(rows, dtype=torch.int8)
-        margin = 1 + torch.finfo(scale.dtype).eps / 2  # a scale that is rounded down would lead beyond the largest level
+        margin = (
+            1 + torch.finfo(scale.dtype).eps / 2
+        )  # a scale that is rounded down would lead beyond the largest level
         for part, factor, place in zip(*by_parts(rows, scale, levels), strict=True):
             factor.copy_(part.abs().amax(1, keepdim=True).float().mul_(margin / MOST).clamp_(min=SMALLEST))
             place.copy_((part * factor.float().reciprocal()).round_())

@@ -124,6 +124,7 @@ def build(config: DiTTrainConfig, found: Found | None = None, note: Note = lambd
     dit.init_weights()
     tokenizer = build_word_tokenizer(words() if found is None else found.captions)
     if config.init_from:
+        checkpoint = _open("init_from", config.init_from)
         tokenizer = load_tokenizer(Path(config.init_from) / "tokenizer")
     text: Any = build_umt5(
         vocab_size=tokenizer.get_vocab_size(),
@@ -134,7 +135,6 @@ def build(config: DiTTrainConfig, found: Found | None = None, note: Note = lambd
         d_ff=arch.text_ffn,
     )
     if config.init_from:
-        checkpoint = WanCheckpoint.open(Path(config.init_from))
         dit.load_state_dict(_weights(checkpoint, config.init_from, dit.config, note))
         if not dit.guarded:
             raise CheckpointError(f"{config.init_from}: its cross-attention has no channel that keeps the padding out.")
@@ -157,9 +157,18 @@ def build(config: DiTTrainConfig, found: Found | None = None, note: Note = lambd
     return models
 
 
+def _open(key: str, folder: str) -> WanCheckpoint:
+    """The model that a key of the config names. Raises CheckpointError."""
+    if not (Path(folder) / "model_index.json").is_file():
+        raise CheckpointError(
+            f"{key} = {folder!r}: must be a diffusers folder, and there is no {folder}/model_index.json."
+        )
+    return WanCheckpoint.open(Path(folder))
+
+
 def _teacher(folder: str, models: Models, note: Note) -> WanDiT:
     """The transformer of another model, which must read prompts as these do. Raises CheckpointError."""
-    checkpoint, dit = WanCheckpoint.open(Path(folder)), WanDiT(models.dit.config)
+    checkpoint, dit = _open("[distil] teacher", folder), WanDiT(models.dit.config)
     dit.load_state_dict(_weights(checkpoint, folder, dit.config, note))
     text = checkpoint.load_text(dtype=torch.float32, device="cpu").module
     vocabulary = load_tokenizer(Path(folder) / "tokenizer").get_vocab()

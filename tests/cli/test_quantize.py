@@ -59,9 +59,10 @@ def test_a_refusal_says_which_file_asked_for_it(tmp_path: Path, monkeypatch: pyt
 
 
 def test_blocks_multiply_in_int8_and_the_recipe_says_so(products: list[int]):
-    run(*LINE, "-o", "plain.mp4")
+    assert "--quantize" not in run(*LINE, "-o", "plain.mp4").stderr
     assert products == [0] and "--quantize" not in " ".join(recipe_in(Path("plain.mp4")).line)
-    run(*LINE, "-o", "small.mp4", "--quantize", "int8")
+    said = run(*LINE, "-o", "small.mp4", "--quantize", "int8").stderr
+    assert "--quantize int8: makes this model smaller and not faster, since its layers are only 256 wide." in said
     layers, text, image = 10, 2, 8  # of the shipped model; of cross-attention's keys and values; of a step
     assert products == [layers * (text + 3 * image)]
     assert "--quantize=int8" in recipe_in(Path("small.mp4")).line

@@ -3,6 +3,7 @@ that was not.
 """
 
 import dataclasses
+import re
 import shutil
 
 import numpy as np
@@ -210,6 +211,12 @@ def test_a_transformer_learns_from_another_than_it_began_as(trained, tmp_path):
         torch.testing.assert_close(models.dit.state_dict(), weights(model))
         torch.testing.assert_close(models.teacher.dit.state_dict(), weights(source))
         assert not any(each.requires_grad for each in models.teacher.dit.parameters())
+    for key, wrong in (
+        ("init_from", {"init_from": "none"}),
+        ("[distil] teacher", {"distil": DistilConfig(teacher="none")}),
+    ):
+        with pytest.raises(CheckpointError, match=re.escape(f"{key} = 'none': must be a diffusers folder")):
+            dit.build(dataclasses.replace(config, **{"init_from": str(model), **wrong}))
     file = other / "text_encoder" / "model.safetensors"
     tensors, _ = load_tensors(file)
     save_tensors({name: value * 1.5 for name, value in tensors.items()}, file)
