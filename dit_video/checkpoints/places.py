@@ -16,7 +16,8 @@ SUFFIXES = (".safetensors", ".sft", ".gguf", ".pth", ".pt", ".bin")
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _KINDS = (
-    "a model is 'default', 'distilled', a diffusers folder, an original one, a file, or a name in the Hugging Face cache"
+    "a model is 'default', 'distilled', a diffusers folder, an original one, a file, or a name in the "
+    "Hugging Face cache"
 )
 _ORIGINAL = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json")
 
