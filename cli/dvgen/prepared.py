@@ -84,7 +84,7 @@ class Prepared(ABC):
         return steps_of(self.settings, self.checkpoint.boundary)
 
     def tell_fast(self, warn: Callable[[str], None]) -> None:
-        """Say so where --fast skips nothing, or --quantize makes it slower."""
+        """Say so where --fast skips nothing, or --quantize int8 makes nothing faster."""
         from dit_video.limits import why_not_quantize
         from dit_video.work import why_not_fast
 

@@ -75,9 +75,12 @@ def attention(
     assert sum(lengths) == len(q) and sum(kv_lengths) == len(k) == len(v), "lengths must cover the pack"
     if backend is None:
         training = q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad
+        pairs = set(zip(lengths, kv_lengths, strict=True))
         backend = "tiled" if training and max(lengths + kv_lengths) <= TILED_MAX_LENGTH else "sdpa"
-        if len(set(zip(lengths, kv_lengths, strict=True))) > 1 and suits(v, biased=key_bias is not None):
+        if len(pairs) > 1 and suits(v, biased=key_bias is not None):
             backend = "varlen"  # one call where "sdpa" makes one for each length
+        elif any(products.suits(v, *pair) for pair in pairs):
+            backend = "products"
     return BACKENDS[backend](q, k, v, lengths, kv_lengths, key_bias)
 
 
@@ -94,8 +97,25 @@ def _(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, kv_starts: Tensor, key_bi
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, kv_lengths: Lengths, key_bias: Tensor | None) -> Tensor:
-    """torch's fused attention, where consecutive clips of equal lengths run as one batch; or what is faster here and
-    gives no gradients, see nn/products.py."""
+    """torch's fused attention; consecutive clips of equal lengths run as one batch."""
+    return _by_groups(_fused, q, k, v, lengths, kv_lengths, key_bias)
+
+
+def by_products(
+    q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, kv_lengths: Lengths, key_bias: Tensor | None
+) -> Tensor:
+    """Clips for which that is faster one by one as in nn/products.py, without gradients; others as in `sdpa`."""
+    return _by_groups(_products, q, k, v, lengths, kv_lengths, key_bias)
+
+
+# (q (G, n, H, E), k (G, m, H, E), v (G, m, H, E), key_bias (G, m) or None) -> (G, n, H, E)
+_OfGroup = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
+
+def _by_groups(
+    of_group: _OfGroup, q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, kv_lengths: Lengths, key_bias: Tensor | None
+) -> Tensor:
+    """Consecutive clips of equal lengths as one group, all in v's dtype, but the bias."""
     pairs = itertools.groupby(zip(lengths, kv_lengths, strict=True))
     groups = [(n, m, sum(1 for _ in clips)) for (n, m), clips in pairs]
     # split, not slices: its backward is one concatenation instead of a zero-filled tensor for every group
@@ -104,17 +124,23 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, kv_lengths: Lengths,
     q, k = q.to(v.dtype), k.to(v.dtype)
     out = []
     parts = zip(groups, q.split(queries), k.split(keys), v.split(keys), biases, strict=True)
-    for (n, m, count), q_g, k_g, v_g, bias in parts:
-        if products.suits(v, n, m):
-            biased = [None] * count if bias is None else bias.chunk(count)
-            clips = zip(*(x.chunk(count) for x in (q_g, k_g, v_g)), biased, strict=True)
-            out += [products.attention_of_clip(*clip) for clip in clips]  # (n, H, E) each
-            continue
-        q_g, k_g, v_g = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in (q_g, k_g, v_g))  # (G, H, n or m, E)
-        mask = None if bias is None else bias.to(v.dtype).view(count, 1, 1, m)
-        y = F.scaled_dot_product_attention(q_g, k_g, v_g, attn_mask=mask)  # (G, H, n, E)
-        out.append(y.transpose(1, 2).flatten(0, 1))  # (G n, H, E)
+    for (_, _, count), q_g, k_g, v_g, bias in parts:
+        q_g, k_g, v_g = (x.unflatten(0, (count, -1)) for x in (q_g, k_g, v_g))  # (G, n or m, H, E)
+        out.append(of_group(q_g, k_g, v_g, None if bias is None else bias.view(count, -1)).flatten(0, 1))  # (G n, H, E)
     return out[0] if len(out) == 1 else torch.cat(out)  # (N, H, E)
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    mask = None if bias is None else bias.to(v.dtype)[:, None, None]  # (G, 1, 1, m)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (G, H, n or m, E)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+
+
+def _products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    if not products.suits(v, q.shape[1], k.shape[1]):
+        return _fused(q, k, v, bias)
+    clips = zip(q, k, v, [None] * len(q) if bias is None else bias, strict=True)
+    return torch.stack([products.attention_of_clip(*clip) for clip in clips])
 
 
 def reference(
@@ -142,7 +168,13 @@ def tiled(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, kv_lengths: Lengths
     return _Tiled.apply(q, k, v, key_bias, _tiling(lengths, kv_lengths, q.shape[1]))
 
 
-BACKENDS: dict[str, Backend] = {"sdpa": sdpa, "tiled": tiled, "varlen": varlen, "reference": reference}
+BACKENDS: dict[str, Backend] = {
+    "sdpa": sdpa,
+    "products": by_products,
+    "tiled": tiled,
+    "varlen": varlen,
+    "reference": reference,
+}
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dit_video.errors import UsageError
 from dit_video.nn.parts import by_parts
+from dit_video.nn.processor import has_amx, has_avx512
 
 MOST = 127
 HALF = 64  # the largest weight where pairs of products are added in 16 bits: 2 * 255 * 64 < 2^15
@@ -96,8 +97,7 @@ def _multiplied(levels: Tensor, packed: Tensor, scale: Tensor, zeros: Tensor, dt
 def _unsigned() -> bool:
     """Whether numbers of x have to be unsigned: oneDNN has no products of signed ones with AVX-512 but without AMX, and
     multiplies them number by number, a hundred times as slowly."""
-    wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-    return wide and not torch.cpu._is_amx_tile_supported()
+    return has_avx512() and not has_amx()
 
 
 @cache

@@ -15,6 +15,7 @@ from dit_video import limits
 from dit_video.nn.activation import GELU
 from dit_video.nn.fp8 import Fp8, check_fp8
 from dit_video.nn.int8 import Int8, Rounded, check_int8
+from dit_video.nn.processor import has_avx512
 
 
 def multiplies(dtype: torch.dtype, device: str) -> bool:
@@ -65,8 +66,7 @@ def onednn_multiplies(x: Tensor) -> bool:
         return False
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
-    wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-    return wide and bool(torch.backends.mkldnn.enabled) and multiplies(x.dtype, "cpu")
+    return has_avx512() and bool(torch.backends.mkldnn.enabled) and multiplies(x.dtype, "cpu")
 
 
 class Product(Protocol):

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dit_video.nn.linear import onednn_multiplies
+from dit_video.nn.processor import has_amx
 
 MARGIN = 8.0
 LEAST = 2.0**-100
@@ -38,7 +39,7 @@ def suits(v: Tensor, queries: int, keys: int) -> bool:
         and queries * keys >= KEYS**2
         and v.dtype == torch.bfloat16
         and onednn_multiplies(v)
-        and not torch.cpu._is_amx_tile_supported()
+        and not has_amx()
         and torch.get_num_threads() <= THREADS
     )
 
